@@ -1,0 +1,1 @@
+"""The instruments: pose error, accuracy, latency, machine. They never see how a model was made."""

@@ -1,0 +1,1 @@
+"""Published pose systems, one file each."""

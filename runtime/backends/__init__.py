@@ -1,0 +1,1 @@
+"""One inference backend per file; each verifies what it really got."""
