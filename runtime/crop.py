@@ -1,0 +1,207 @@
+"""The one function that cuts a crop: an affine warp of uint8 pixels, nothing more.
+
+Casting, channel order and normalisation are the first nodes of the graph. Device, calibration, verification and
+training all call `crop`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+from posekit.runtime.detection import checked_box, overlaps_image
+from posekit.runtime.errors import InputError
+from posekit.runtime.intrinsics import Intrinsics, distort, pixels_from_rays
+from posekit.runtime.pose import Array, Pose
+
+Image = npt.NDArray[np.uint8]
+
+
+@dataclass(frozen=True)
+class CropPreset:
+    """How a box becomes a square crop. `rule` names a row of SIDE_PX.
+
+    size_px: side of the crop.  pad: factor on the box's longer side.  border_px: crop pixels kept free around the box
+    (rule "border").  blank_outside_box: zero what lies outside the box (systems P1 "aspect-pad").
+    """
+
+    rule: str
+    size_px: int
+    pad: float = 1.0
+    border_px: float = 0.0
+    blank_outside_box: bool = False
+
+    def __post_init__(self) -> None:
+        if self.rule not in SIDE_PX or self.size_px < 8 or not self.pad > 0 or not 0 <= 2 * self.border_px < self.size_px:
+            raise InputError(
+                "crop preset",
+                got=str(self),
+                expected=f"rule in {sorted(SIDE_PX)}, size_px >= 8, pad > 0, 2 border_px < size_px",
+                remedy="Correct the crop section of the recipe.",
+            )
+
+
+@dataclass(frozen=True, eq=False)
+class Crop:
+    """A crop and its geometry.
+
+    pixels: (S, S, 3) uint8 RGB.   warp: (2, 3) crop_from_image on ideal (undistorted) pixels.
+    K: (3, 3) of the crop, pixels.   box_xyxy_px: (4,) the raw box in the ideal image.
+    """
+
+    pixels: Image
+    warp: Array
+    K: Array
+    box_xyxy_px: Array
+
+
+def _longer_side(width_px: float, height_px: float, preset: CropPreset, image_wh_px: tuple[int, int]) -> float:
+    return preset.pad * max(width_px, height_px)
+
+
+def _clamped_side(width_px: float, height_px: float, preset: CropPreset, image_wh_px: tuple[int, int]) -> float:
+    return min(preset.pad * max(width_px, height_px), float(max(image_wh_px)))
+
+
+def _bordered_side(width_px: float, height_px: float, preset: CropPreset, image_wh_px: tuple[int, int]) -> float:
+    return max(width_px, height_px) * preset.size_px / (preset.size_px - 2 * preset.border_px)
+
+
+def _whole_image(width_px: float, height_px: float, preset: CropPreset, image_wh_px: tuple[int, int]) -> float:
+    return float(max(image_wh_px))
+
+
+# The side of the square, in image pixels, about the box centre ("full": about the image centre). Systems P1.
+SIDE_PX: dict[str, Callable[[float, float, CropPreset, tuple[int, int]], float]] = {
+    "square": _longer_side,
+    "dzi": _clamped_side,
+    "border": _bordered_side,
+    "full": _whole_image,
+}
+
+PRESETS: dict[str, CropPreset] = {
+    "sq-pad-224": CropPreset("square", 224),
+    "sq-pad-256": CropPreset("square", 256),
+    "sq-pad-1.2-128": CropPreset("square", 128, pad=1.2),
+    "aspect-pad-128": CropPreset("square", 128, blank_outside_box=True),
+    "aspect-pad-224": CropPreset("square", 224, blank_outside_box=True),
+    "1.2-max-224": CropPreset("square", 224, pad=1.2),
+    "1.2-max-256": CropPreset("square", 256, pad=1.2),
+    "dzi-1.5-256": CropPreset("dzi", 256, pad=1.5),
+    "obb-256": CropPreset("border", 256, border_px=5.0),
+    "full-512": CropPreset("full", 512),
+}
+
+
+def crop_warp(box_xyxy_px: npt.ArrayLike, preset: CropPreset, image_wh_px: tuple[int, int]) -> Array:
+    """(2, 3) affine crop_from_image of a preset; pixel centres at integers on both sides."""
+    x0, y0, x1, y1 = checked_box(box_xyxy_px)
+    side = SIDE_PX[preset.rule](x1 - x0, y1 - y0, preset, image_wh_px)
+    centre = np.array([(x0 + x1) / 2, (y0 + y1) / 2])
+    if preset.rule == "full":
+        centre = (np.array(image_wh_px, dtype=np.float64) - 1) / 2
+    scale = preset.size_px / side
+    shift = (preset.size_px - 1) / 2 - scale * centre
+    return np.array([[scale, 0.0, shift[0]], [0.0, scale, shift[1]]])
+
+
+def crop(
+    image_rgb_u8: Image,
+    box_xyxy_px: npt.ArrayLike,
+    intrinsics: Intrinsics,
+    preset: CropPreset,
+    out: Image | None = None,
+) -> Crop:
+    """Cut one square crop.
+
+    image_rgb_u8: (H, W, 3).  box_xyxy_px: in pixels of that image.  out: (S, S, 3) uint8 buffer to write into.
+    Outside the image is black. A distorted camera is undistorted here, once, for the pixels of the crop only.
+    Raises InputError for a frame, box or camera that does not fit.
+    """
+    check_frame(image_rgb_u8, intrinsics)
+    box = ideal_box(checked_box(box_xyxy_px), intrinsics)
+    wh = (intrinsics.width_px, intrinsics.height_px)
+    if not overlaps_image(box, *wh):
+        raise InputError(
+            "box",
+            got=f"{box.round(1).tolist()}",
+            expected=f"a box that overlaps the {wh[0]} x {wh[1]} image",
+            remedy="Drop detections outside the image.",
+        )
+    warp = crop_warp(box, preset, wh)
+    pixels = _warp_pixels(image_rgb_u8, warp, intrinsics, preset.size_px, out)
+    if preset.blank_outside_box:
+        _blank_outside(pixels, warp, box)
+    return Crop(pixels, warp, crop_K(warp, intrinsics.K), box)
+
+
+def crop_K(warp: Array, K: Array) -> Array:
+    """Intrinsics matrix of the crop: [warp; 0 0 1] K."""
+    return np.asarray(np.vstack([warp, [0.0, 0.0, 1.0]]) @ K)
+
+
+def check_frame(image_rgb_u8: npt.NDArray[np.generic], intrinsics: Intrinsics) -> None:
+    """InputError unless the frame is an (H, W, 3) uint8 array of the camera's size."""
+    expected = (intrinsics.height_px, intrinsics.width_px, 3)
+    if not isinstance(image_rgb_u8, np.ndarray) or image_rgb_u8.dtype != np.uint8 or image_rgb_u8.shape != expected:
+        got = f"{getattr(image_rgb_u8, 'shape', type(image_rgb_u8))} {getattr(image_rgb_u8, 'dtype', '')}"
+        raise InputError(
+            "frame",
+            got=got.strip(),
+            expected=f"{expected} uint8 RGB",
+            remedy="Pass the colour image at the size that the intrinsics are for.",
+        )
+
+
+def ideal_box(box_xyxy_px: Array, intrinsics: Intrinsics) -> Array:
+    """The box around the undistorted outline of a box of the real image."""
+    if not intrinsics.is_distorted:
+        return box_xyxy_px
+    x0, y0, x1, y1 = box_xyxy_px
+    xm, ym = (x0 + x1) / 2, (y0 + y1) / 2
+    outline = np.array([[x0, y0], [xm, y0], [x1, y0], [x1, ym], [x1, y1], [xm, y1], [x0, y1], [x0, ym]])
+    ideal = intrinsics.ideal_from_distorted(outline)
+    return np.concatenate([ideal.min(axis=0), ideal.max(axis=0)])
+
+
+def _warp_pixels(image: Image, warp: Array, intrinsics: Intrinsics, size_px: int, out: Image | None) -> Image:
+    import cv2
+
+    image = np.ascontiguousarray(image)
+    if not intrinsics.is_distorted:
+        return np.asarray(cv2.warpAffine(image, warp, (size_px, size_px), dst=out, flags=cv2.INTER_LINEAR), np.uint8)
+    grid = np.stack(np.meshgrid(np.arange(size_px), np.arange(size_px)), axis=-1).astype(np.float64)
+    ideal = (grid - warp[:, 2]) / np.diag(warp)
+    source = pixels_from_rays(distort(intrinsics.rays(ideal)[..., :2], intrinsics.distortion), intrinsics.K)
+    return np.asarray(cv2.remap(image, source.astype(np.float32), None, cv2.INTER_LINEAR, dst=out), np.uint8)
+
+
+def _blank_outside(pixels: Image, warp: Array, box_xyxy_px: Array) -> None:
+    """Zero, in place, the pixels whose centres lie outside the box."""
+    size = pixels.shape[0]
+    centres = np.arange(size)
+    (x0, y0), (x1, y1) = (warp[:, :2] @ corner + warp[:, 2] for corner in (box_xyxy_px[:2], box_xyxy_px[2:]))
+    pixels[:, (centres < x0) | (centres > x1)] = 0
+    pixels[(centres < y0) | (centres > y1)] = 0
+
+
+def virtual_box_homography(intrinsics: Intrinsics, cam_from_obj: Pose, side_m: float, size_px: int) -> Array:
+    """(3, 3) crop_from_image of a virtual camera that looks at the object's centre (systems P1 "virtual-box").
+
+    The square of metric side `side_m` at the object's distance fills the crop; the object's z axis points up in it.
+    Needs the true pose: for the LINEMOD template-matching protocol only, never for estimation.
+    """
+    forward = cam_from_obj.t_m / np.linalg.norm(cam_from_obj.t_m)
+    up = cam_from_obj.R[:, 2]
+    right = np.cross(forward, up)
+    if np.linalg.norm(right) < 1e-6:  # seen exactly along z: up is arbitrary, take the camera's
+        right = np.cross(forward, [0.0, -1.0, 0.0])
+    right = right / np.linalg.norm(right)
+    virtual_from_cam = np.stack([right, np.cross(forward, right), forward])
+    focal = size_px * float(np.linalg.norm(cam_from_obj.t_m)) / side_m
+    centre = (size_px - 1) / 2
+    K_virtual = np.array([[focal, 0.0, centre], [0.0, focal, centre], [0.0, 0.0, 1.0]])
+    return np.asarray(K_virtual @ virtual_from_cam @ np.linalg.inv(intrinsics.K))

@@ -1,0 +1,68 @@
+"""What goes into pose estimation and what comes out: detections and estimates."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+from posekit.runtime.errors import InputError
+from posekit.runtime.pose import Array, Pose
+
+MIN_BOX_SIDE_PX = 1.0
+
+
+@dataclass(frozen=True, eq=False)
+class Detection:
+    """One object in one image.
+
+    box_xyxy_px: (4,) float64, x0 < x1, y0 < y1, pixel centres at integers.
+    mask: (H, W) bool over the whole image, where the detector gives one.
+    """
+
+    object_id: int
+    score: float
+    box_xyxy_px: Array
+    mask: npt.NDArray[np.bool_] | None = None
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "box_xyxy_px", checked_box(self.box_xyxy_px))
+
+
+@dataclass(frozen=True, eq=False)
+class PoseEstimate:
+    """One found pose. An object whose pose was not found has no estimate.
+
+    score: confidence in 0..1 as the pose path computes it; comparable within one path only.
+    """
+
+    object_id: int
+    score: float
+    cam_from_obj: Pose
+    detection: Detection
+
+
+def checked_box(box_xyxy_px: npt.ArrayLike) -> Array:
+    """A usable (4,) float64 box, or InputError: NaN, inverted, or thinner than a pixel."""
+    box = np.asarray(box_xyxy_px, dtype=np.float64)
+    if box.shape != (4,):
+        problem = f"shape {box.shape}"
+    elif not np.isfinite(box).all():
+        problem = f"{box.tolist()}"
+    elif box[2] - box[0] < MIN_BOX_SIDE_PX or box[3] - box[1] < MIN_BOX_SIDE_PX:
+        problem = f"{box.tolist()} ({box[2] - box[0]:g} x {box[3] - box[1]:g} px)"
+    else:
+        return box
+    raise InputError(
+        "box",
+        got=problem,
+        expected="x0, y0, x1, y1 in pixels, finite, x1 - x0 and y1 - y0 at least 1",
+        remedy="Boxes are corners, not x, y, width, height.",
+    )
+
+
+def overlaps_image(box_xyxy_px: Array, width_px: int, height_px: int) -> bool:
+    """Whether any pixel centre of the image lies in the box."""
+    x0, y0, x1, y1 = box_xyxy_px
+    return bool(x0 < width_px - 1 and y0 < height_px - 1 and x1 > 0 and y1 > 0)

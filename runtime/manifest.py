@@ -1,0 +1,187 @@
+"""What a bundle contains: the frozen records behind manifest.json, read strictly and written reproducibly."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass, field
+from typing import Literal
+
+from posekit.runtime.crop import CropPreset
+from posekit.runtime.errors import BundleError, InputError
+from posekit.runtime.records import RecordProblem, plain_from, record_from
+from posekit.runtime.tensor import TensorSpec
+
+FORMAT = 1
+Precision = Literal["fp32", "fp16", "int8"]
+Role = Literal["detector", "embedder", "matcher", "pose", "correspondence", "refiner"]
+PathKind = Literal["bank", "regressor", "correspondence"]
+
+
+@dataclass(frozen=True)
+class Member:
+    """One file of the bundle."""
+
+    size: int
+    sha256: str
+
+
+@dataclass(frozen=True)
+class GraphEntry:
+    """One graph in one or more precisions. variants: precision -> member name."""
+
+    role: Role
+    variants: dict[str, str]
+    inputs: tuple[TensorSpec, ...]
+    outputs: tuple[TensorSpec, ...]
+
+
+@dataclass(frozen=True)
+class ContinuousSymmetry:
+    """Rotation by any angle about `axis` through `offset_m`, both in the object frame."""
+
+    axis: tuple[float, float, float]
+    offset_m: tuple[float, float, float] = (0.0, 0.0, 0.0)
+
+
+@dataclass(frozen=True)
+class ObjectEntry:
+    """One object. bbox: of the mesh in the object frame.  symmetries_discrete: row-major 4x4, metres, identity left out.
+
+    model: member with `vertices_m` (V, 3) float32, `faces` (F, 3) int32 and `colours` (V, 3) uint8; for overlays and
+    error figures.
+    """
+
+    id: int
+    name: str
+    diameter_m: float
+    bbox_min_m: tuple[float, float, float]
+    bbox_max_m: tuple[float, float, float]
+    model: str
+    symmetries_discrete: tuple[tuple[float, ...], ...] = ()
+    symmetries_continuous: tuple[ContinuousSymmetry, ...] = ()
+
+
+@dataclass(frozen=True)
+class SolverEntry:
+    """How correspondences become a pose; a preset of posekit.runtime.solvers."""
+
+    method: str
+    iterations: int
+    reprojection_px: float
+    min_correspondences: int = 6
+    mask_threshold: float = 0.5
+    refine: bool = True
+
+
+@dataclass(frozen=True)
+class PathEntry:
+    """One way from a crop to a pose.
+
+    kind "bank": `graph` is an embedder, `matcher` scores its descriptors against `banks` (object id -> member).
+    kind "regressor": `graph` is a pose graph.   kind "correspondence": `graph` ends in dense maps, `solver` follows.
+    object_ids: in the order of the graph's `label` input.
+    """
+
+    kind: PathKind
+    graph: str
+    crop: CropPreset
+    object_ids: tuple[int, ...]
+    matcher: str | None = None
+    banks: dict[str, str] = field(default_factory=dict)
+    solver: SolverEntry | None = None
+
+
+@dataclass(frozen=True)
+class DetectorEntry:
+    """family: a row of posekit.runtime.detector.FAMILIES.  input_wh_px: letterboxed size.
+
+    class_object_ids: the object id per class index, -1 for a class that is no object of this bundle.
+    """
+
+    graph: str
+    family: str
+    input_wh_px: tuple[int, int]
+    letterbox_value: int
+    class_object_ids: tuple[int, ...]
+    score_threshold: float
+    iou_threshold: float
+
+
+@dataclass(frozen=True)
+class Manifest:
+    """manifest.json. provenance: tool versions, recipe and checkpoint hashes; strings only."""
+
+    format: int
+    name: str
+    system: str
+    provenance: dict[str, str]
+    graphs: dict[str, GraphEntry]
+    objects: tuple[ObjectEntry, ...]
+    paths: dict[str, PathEntry]
+    default_path: str
+    files: dict[str, Member]
+    detector: DetectorEntry | None = None
+    reports: dict[str, str] = field(default_factory=dict)
+
+
+def manifest_from_json(text: str | bytes) -> Manifest:
+    """Parse and cross-check. BundleError names the key that does not fit."""
+    try:
+        value = json.loads(text)
+        if isinstance(value, dict) and value.get("format") != FORMAT:
+            raise RecordProblem("Manifest.format", value.get("format"), str(FORMAT))
+        manifest = record_from(Manifest, value)
+        _cross_check(manifest)
+    except RecordProblem as problem:
+        raise BundleError(
+            f"manifest.json: {problem.where}",
+            got=problem.got,
+            expected=problem.expected,
+            remedy="Export the bundle again with this version of posekit.",
+        ) from problem
+    except (ValueError, RecursionError, InputError) as error:
+        raise BundleError(
+            "manifest.json",
+            got=str(error)[:200],
+            expected="a posekit manifest",
+            remedy="The bundle is damaged: copy or export it again.",
+        ) from error
+    return manifest
+
+
+def json_from_manifest(manifest: Manifest) -> str:
+    """Reproducible text: fixed order of keys, one trailing newline."""
+    return json.dumps(plain_from(manifest), indent=1, ensure_ascii=False) + "\n"
+
+
+def _cross_check(manifest: Manifest) -> None:
+    """Every name that one part of the manifest uses is defined by another."""
+    ids = {entry.id for entry in manifest.objects}
+    for where, name, known in _references(manifest):
+        if name not in known:
+            raise RecordProblem(where, repr(name), f"one of {sorted(known)[:12]}")
+    if len(ids) != len(manifest.objects):
+        raise RecordProblem("Manifest.objects", "one id twice", "distinct ids")
+    for name, path in manifest.paths.items():
+        if not set(path.object_ids) <= ids:
+            raise RecordProblem(f"Manifest.paths.{name}.object_ids", path.object_ids, f"ids among {sorted(ids)}")
+        if path.kind == "bank" and (path.matcher is None or set(path.banks) != {str(i) for i in path.object_ids}):
+            raise RecordProblem(f"Manifest.paths.{name}", "no matcher or bank", "a matcher and one bank per object id")
+        if path.kind == "correspondence" and path.solver is None:
+            raise RecordProblem(f"Manifest.paths.{name}", "no solver", "a solver section")
+
+
+def _references(manifest: Manifest) -> list[tuple[str, str, set[str]]]:
+    files, graphs = set(manifest.files), set(manifest.graphs)
+    found = [("Manifest.default_path", manifest.default_path, set(manifest.paths))]
+    for name, graph in manifest.graphs.items():
+        found += [(f"Manifest.graphs.{name}.variants.{p}", member, files) for p, member in graph.variants.items()]
+    found += [(f"Manifest.objects.{o.id}.model", o.model, files) for o in manifest.objects]
+    found += [(f"Manifest.reports.{name}", member, files) for name, member in manifest.reports.items()]
+    for name, path in manifest.paths.items():
+        found.append((f"Manifest.paths.{name}.graph", path.graph, graphs))
+        found += [(f"Manifest.paths.{name}.matcher", path.matcher, graphs)] if path.matcher else []
+        found += [(f"Manifest.paths.{name}.banks.{i}", member, files) for i, member in path.banks.items()]
+    if manifest.detector:
+        found.append(("Manifest.detector.graph", manifest.detector.graph, graphs))
+    return found
