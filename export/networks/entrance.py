@@ -1,0 +1,31 @@
+"""The first nodes of every graph: uint8 RGB pixels to normalised float channels."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+
+IMAGENET_MEAN = (0.485, 0.456, 0.406)
+IMAGENET_STD = (0.229, 0.224, 0.225)
+
+
+class Entrance(nn.Module):
+    """crops (B, S, S, 3) uint8 RGB -> (B, 3, S, S) float32, (x / 255 - mean) / std, in RGB or BGR order.
+
+    mean, std: in RGB order, of pixels in 0..1.
+    """
+
+    def __init__(
+        self, mean: Sequence[float] = IMAGENET_MEAN, std: Sequence[float] = IMAGENET_STD, bgr: bool = False
+    ) -> None:
+        super().__init__()
+        self.bgr = bgr
+        # Not in the state dict: they belong to the graph contract, not to the checkpoint.
+        self.register_buffer("gain", 1.0 / (255.0 * torch.tensor(std).view(1, 3, 1, 1)), persistent=False)
+        self.register_buffer("offset", -(torch.tensor(mean) / torch.tensor(std)).view(1, 3, 1, 1), persistent=False)
+
+    def forward(self, crops: Tensor) -> Tensor:
+        x = crops.permute(0, 3, 1, 2).float() * self.gain + self.offset
+        return x.flip(1) if self.bgr else x
