@@ -1,0 +1,167 @@
+"""ONNX Runtime: runs on any machine, and is what every other backend is compared with."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from posekit.runtime.errors import BackendError
+from posekit.runtime.tensor import Feed, TensorSpec, check_feed
+
+REMEDY_INSTALL = "pip install 'posekit[onnx]'"
+LOG_FATAL_ONLY = 4  # every error is raised as well: nothing is printed behind the caller's back
+MEMFD_FROM_BYTES = 1 << 20  # below that a second copy of the graph does not matter
+
+DTYPES = {
+    "tensor(float)": "float32", "tensor(float16)": "float16", "tensor(double)": "float64", "tensor(bool)": "bool",
+    "tensor(uint8)": "uint8", "tensor(int8)": "int8", "tensor(uint16)": "uint16", "tensor(int16)": "int16",
+    "tensor(uint32)": "uint32", "tensor(int32)": "int32", "tensor(uint64)": "uint64", "tensor(int64)": "int64",
+}  # fmt: skip
+
+
+class OrtSession:
+    """One graph on ONNX Runtime. Implements posekit.runtime.session.Session."""
+
+    def __init__(
+        self,
+        model: bytes | memoryview | Path,
+        *,
+        providers: Sequence[str] = ("CPUExecutionProvider",),
+        threads: int | None = None,
+    ) -> None:
+        """model: an ONNX graph or its path.  providers: in order of preference; the first one must really be active.
+
+        threads: within one operator; None leaves it to ONNX Runtime. Raises BackendError.
+        """
+        onnxruntime = imported_onnxruntime()
+        _check_available(onnxruntime, providers)
+        options = onnxruntime.SessionOptions()
+        options.log_severity_level = LOG_FATAL_ONLY
+        options.intra_op_num_threads = threads or 0
+        try:
+            with _loadable(model) as source:
+                session = onnxruntime.InferenceSession(source, options, providers=list(providers), enable_fallback=0)
+        except _errors(onnxruntime) as error:
+            raise BackendError(
+                "ONNX Runtime",
+                got=_first_line(error),
+                expected="a graph it can load",
+                remedy="Check the file, or export it again for this version of ONNX Runtime.",
+            ) from error
+        active = session.get_providers()
+        if active[:1] != list(providers[:1]):
+            raise BackendError(
+                "ONNX Runtime provider",
+                got=", ".join(active),
+                expected=providers[0],
+                remedy="Its libraries are missing or do not fit: see ONNX Runtime's page on that provider.",
+            )
+        self._errors = _errors(onnxruntime)
+        self._session: Any = session
+        self._inputs = tuple(_spec(i) for i in session.get_inputs())
+        self._outputs = tuple(_spec(o) for o in session.get_outputs())
+        self._backend = f"ONNX Runtime {onnxruntime.__version__}, {active[0]}"
+
+    @property
+    def inputs(self) -> tuple[TensorSpec, ...]:
+        return self._inputs
+
+    @property
+    def outputs(self) -> tuple[TensorSpec, ...]:
+        return self._outputs
+
+    @property
+    def backend(self) -> str:
+        return self._backend
+
+    def run(self, feed: Feed) -> dict[str, npt.NDArray[np.generic]]:
+        """Run once; the outputs are the caller's. Raises SpecError, BackendError."""
+        if self._session is None:
+            raise BackendError(
+                "session", got="a closed one", expected="an open one", remedy="Open the session again to run it."
+            )
+        check_feed(feed, self._inputs)
+        try:
+            results = self._session.run(None, dict(feed))
+        except self._errors as error:
+            raise BackendError(
+                self._backend,
+                got=_first_line(error),
+                expected="a finished run",
+                remedy="Feed a smaller batch if memory ran out; otherwise report the graph.",
+            ) from error
+        return {spec.name: array for spec, array in zip(self._outputs, results, strict=True)}
+
+    def close(self) -> None:
+        """Give back the graph. Twice is harmless."""
+        self._session = None
+
+
+def imported_onnxruntime() -> Any:
+    """The module, or BackendError with the line that installs it."""
+    try:
+        import onnxruntime
+    except ImportError as error:
+        raise BackendError(
+            "ONNX Runtime", got=error, expected="the package onnxruntime", remedy=f"Install it: {REMEDY_INSTALL}"
+        ) from error
+    return onnxruntime
+
+
+def _check_available(onnxruntime: Any, providers: Sequence[str]) -> None:
+    known = onnxruntime.get_available_providers()
+    missing = [p for p in providers if p not in known]
+    if missing or not providers:
+        raise BackendError(
+            "ONNX Runtime provider",
+            got=", ".join(missing) or "none",
+            expected=f"among {', '.join(known)}",
+            remedy="Name an available provider, or install the onnxruntime package that has it.",
+        )
+
+
+@contextmanager
+def _loadable(model: bytes | memoryview | Path) -> Iterator[str | bytes]:
+    """What InferenceSession takes. It keeps bytes for its whole life, so on Linux a big graph goes by a memory file."""
+    if isinstance(model, Path):
+        yield str(model)
+    elif len(model) < MEMFD_FROM_BYTES or sys.platform != "linux":
+        yield bytes(model)
+    else:
+        descriptor = os.memfd_create("posekit-graph")
+        try:
+            with open(descriptor, "wb", closefd=False) as file:
+                file.write(model)
+            yield f"/proc/self/fd/{descriptor}"
+        finally:
+            os.close(descriptor)
+
+
+def _spec(argument: Any) -> TensorSpec:
+    if argument.type not in DTYPES:
+        raise BackendError(
+            f"graph tensor {argument.name!r}",
+            got=argument.type,
+            expected=f"one of {', '.join(DTYPES)}",
+            remedy="Export a graph whose inputs and outputs are plain tensors.",
+        )
+    shape = tuple(f"{argument.name}_{axis}" if size is None else size for axis, size in enumerate(argument.shape))
+    return TensorSpec(argument.name, DTYPES[argument.type], shape)
+
+
+def _errors(onnxruntime: Any) -> tuple[type[Exception], ...]:
+    """ONNX Runtime's exceptions have no root of their own: every class that its extension module defines."""
+    state = onnxruntime.capi.onnxruntime_pybind11_state
+    found = [v for v in vars(state).values() if isinstance(v, type) and issubclass(v, Exception)]
+    return (*found, RuntimeError, ValueError)
+
+
+def _first_line(error: Exception) -> str:
+    return f"{type(error).__name__}: {str(error).strip().splitlines()[0][:300]}" if str(error) else type(error).__name__
