@@ -35,7 +35,12 @@ class CropPreset:
     blank_outside_box: bool = False
 
     def __post_init__(self) -> None:
-        if self.rule not in SIDE_PX or self.size_px < 8 or not self.pad > 0 or not 0 <= 2 * self.border_px < self.size_px:
+        if (
+            self.rule not in SIDE_PX
+            or self.size_px < 8
+            or not self.pad > 0
+            or not 0 <= 2 * self.border_px < self.size_px
+        ):
             raise InputError(
                 "crop preset",
                 got=str(self),
@@ -205,3 +210,8 @@ def virtual_box_homography(intrinsics: Intrinsics, cam_from_obj: Pose, side_m: f
     centre = (size_px - 1) / 2
     K_virtual = np.array([[focal, 0.0, centre], [0.0, focal, centre], [0.0, 0.0, 1.0]])
     return np.asarray(K_virtual @ virtual_from_cam @ np.linalg.inv(intrinsics.K))
+
+
+def rgb_from_bgr(image_bgr_u8: Image) -> Image:
+    """Where a BGR frame enters: (H, W, 3) BGR -> contiguous RGB."""
+    return np.ascontiguousarray(image_bgr_u8[..., ::-1])

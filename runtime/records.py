@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
+import json
+import sys
 import types
 import typing
 from collections.abc import Callable, Mapping
@@ -79,7 +81,7 @@ def _tuple(args: tuple[Any, ...], value: object, where: str) -> Any:
 def _mapping(args: tuple[Any, ...], value: object, where: str) -> Any:
     if not isinstance(value, Mapping) or not all(isinstance(k, str) for k in value):
         raise RecordProblem(where, repr(value)[:60], "a table")
-    return {k: _convert(args[1], v, f"{where}.{k}") for k, v in value.items()}
+    return {_convert(args[0], k, where): _convert(args[1], v, f"{where}.{k}") for k, v in value.items()}
 
 
 def _union(args: tuple[Any, ...], value: object, where: str) -> Any:
@@ -103,11 +105,17 @@ def _literal(args: tuple[Any, ...], value: object, where: str) -> Any:
 
 
 def _scalar(kind: Any, value: object, where: str) -> Any:
-    if kind is float and type(value) is int:  # TOML and JSON write whole floats as integers
-        return float(value)
+    if kind is float and type(value) in (int, float):  # TOML and JSON write whole floats as integers
+        return _finite(typing.cast(float, value), where)
     if kind is not Any and type(value) is not kind:
         raise RecordProblem(where, repr(value)[:60], getattr(kind, "__name__", str(kind)))
     return value
+
+
+def _finite(value: float, where: str) -> float:
+    if not -sys.float_info.max <= value <= sys.float_info.max:  # NaN too; both formats can write it
+        raise RecordProblem(where, repr(value)[:60], "a finite number")
+    return float(value)
 
 
 CONVERTERS: dict[Any, Callable[[tuple[Any, ...], object, str], Any]] = {
@@ -117,3 +125,8 @@ CONVERTERS: dict[Any, Callable[[tuple[Any, ...], object, str], Any]] = {
     types.UnionType: _union,
     Literal: _literal,
 }
+
+
+def json_from_record(value: Any) -> str:
+    """One line of JSON, the same for equal records: a name for comparing."""
+    return json.dumps(plain_from(value), sort_keys=True, separators=(",", ":"))
