@@ -1,0 +1,88 @@
+"""The pose algebra of posekit.runtime.pose and posekit.runtime.decode in torch: batched, differentiable, exportable.
+
+Half-precision arguments are promoted: geometry is float32 in every graph. No branches, no inverses, no trigonometry.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+
+def rotation_from_6d(r6: Tensor) -> Tensor:
+    """Gram-Schmidt of two 3-vectors (Zhou et al. 2019; GDR-Net order), (B, 6) -> (B, 3, 3), columns c1, c2, c3.
+
+    c1 = a/|a|, c3 = (c1 x b)/|c1 x b|, c2 = c3 x c1.
+    """
+    r = _promoted(r6)
+    c1 = F.normalize(r[:, :3], dim=1)
+    c3 = F.normalize(_cross(c1, r[:, 3:]), dim=1)
+    return torch.stack([c1, _cross(c3, c1), c3], dim=2)
+
+
+def rotation_about_ray(t: Tensor) -> Tensor:
+    """The shortest rotation that takes the optical axis e_z to the viewing ray t/|t|, (B, 3) -> (B, 3, 3).
+
+    Closed form of Rodrigues' formula for axis e_z x ray (systems P3); smooth on the optical axis, undefined only for an
+    object exactly behind the camera.
+    """
+    x, y, z = F.normalize(_promoted(t), dim=1).unbind(1)
+    k = 1.0 / (1.0 + z).clamp(min=1e-6)
+    rows = [1.0 - x * x * k, -x * y * k, x, -x * y * k, 1.0 - y * y * k, y, -x, -y, z]
+    return torch.stack(rows, dim=1).view(-1, 3, 3)
+
+
+def ego_from_allo(R_allo: Tensor, t: Tensor) -> Tensor:
+    """Allocentric to egocentric rotation: what a crop shows -> what the camera frame says. (B, 3, 3), (B, 3)."""
+    return rotation_about_ray(t) @ _promoted(R_allo)
+
+
+def allo_from_ego(R_ego: Tensor, t: Tensor) -> Tensor:
+    """Inverse of `ego_from_allo` for the same translation."""
+    return rotation_about_ray(t).transpose(1, 2) @ _promoted(R_ego)
+
+
+def translation_from_site(
+    site: Tensor, box: Tensor, warp: Tensor, K: Tensor, crop_size_px: int, grid_px: int = 64
+) -> Tensor:
+    """Scale-invariant translation to metres, (B, 3) -> (B, 3) (Li et al., CDPN, ICCV 2019; GDR-Net; systems P5).
+
+    box: (B, 4) raw detection box x0, y0, x1, y1.  warp: (B, 2, 3) crop_from_image, without rotation.
+    K: (B, 3, 3) of the full image, upper triangular.  grid_px: side of the network's output grid.
+    """
+    site, box, K = _promoted(site), _promoted(box), _promoted(K)
+    centre, size = (box[:, :2] + box[:, 2:]) / 2, box[:, 2:] - box[:, :2]
+    o = site[:, :2] * size + centre
+    y = (o[:, 1] - K[:, 1, 2]) / K[:, 1, 1]
+    x = (o[:, 0] - K[:, 0, 2] - K[:, 0, 1] * y) / K[:, 0, 0]
+    z = site[:, 2] * _zoom(warp, crop_size_px, grid_px)
+    return torch.stack([x * z, y * z, z], dim=1)
+
+
+def site_from_translation(
+    t: Tensor, box: Tensor, warp: Tensor, K: Tensor, crop_size_px: int, grid_px: int = 64
+) -> Tensor:
+    """Inverse of `translation_from_site`: the training target of an object centre at t, metres, z > 0."""
+    t, box, K = _promoted(t), _promoted(box), _promoted(K)
+    x, y = t[:, 0] / t[:, 2], t[:, 1] / t[:, 2]
+    ox = K[:, 0, 0] * x + K[:, 0, 1] * y + K[:, 0, 2]
+    oy = K[:, 1, 1] * y + K[:, 1, 2]
+    centre, size = (box[:, :2] + box[:, 2:]) / 2, box[:, 2:] - box[:, :2]
+    xy = (torch.stack([ox, oy], dim=1) - centre) / size
+    return torch.cat([xy, (t[:, 2] / _zoom(warp, crop_size_px, grid_px))[:, None]], dim=1)
+
+
+def _zoom(warp: Tensor, crop_size_px: int, grid_px: int) -> Tensor:
+    """r = grid / s with s = crop_size / scale, the crop's side in image pixels."""
+    return _promoted(warp)[:, 0, 0] * (grid_px / crop_size_px)
+
+
+def _cross(a: Tensor, b: Tensor) -> Tensor:
+    """Cross product of (B, 3); written out because exporters turn the library's into gathers."""
+    (ax, ay, az), (bx, by, bz) = a.unbind(1), b.unbind(1)
+    return torch.stack([ay * bz - az * by, az * bx - ax * bz, ax * by - ay * bx], dim=1)
+
+
+def _promoted(x: Tensor) -> Tensor:
+    return x if x.dtype == torch.float64 else x.float()
