@@ -9,18 +9,25 @@ from __future__ import annotations
 import hashlib
 import mmap
 import os
+import stat
+import struct
 import zipfile
 from collections.abc import Callable
 from pathlib import Path, PurePosixPath
 from types import TracebackType
+from typing import TYPE_CHECKING
 
 from posekit.runtime.errors import BundleError
 from posekit.runtime.manifest import Manifest, Member, manifest_from_json
+
+if TYPE_CHECKING:
+    from typing_extensions import Self
 
 MANIFEST = "manifest.json"
 MAX_MANIFEST_BYTES = 1 << 20
 MAX_MEMBER_BYTES = 4 << 30
 LOCAL_HEADER_BYTES = 30  # PKWARE APPNOTE 4.3.7
+ZIP_PROBLEMS = (OSError, ValueError, zipfile.BadZipFile, NotImplementedError, OverflowError, struct.error)
 COPY_AGAIN = "Copy or export the bundle again."
 
 
@@ -38,7 +45,7 @@ class Bundle:
             self.close()
             raise
 
-    def __enter__(self) -> Bundle:
+    def __enter__(self) -> Self:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, tb: TracebackType | None) -> None:
@@ -84,7 +91,7 @@ def _damaged(path: Path, got: object, expected: object) -> BundleError:
 
 def _check_name(path: Path, name: str) -> None:
     pure = PurePosixPath(name)
-    if pure.is_absolute() or ".." in pure.parts or "\\" in name or str(pure) != name or "\0" in name:
+    if pure.is_absolute() or ".." in pure.parts or str(pure) != name or not name.isascii() or set(name) & set("\\\0:"):
         raise _damaged(path, f"member name {name!r}", "a plain relative path")
 
 
@@ -98,7 +105,7 @@ def _zip_members(path: Path) -> Members:
             mapped = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
             with zipfile.ZipFile(file) as archive:
                 views = _checked_views(path, archive.infolist(), memoryview(mapped))
-    except (OSError, ValueError, zipfile.BadZipFile, NotImplementedError, UnicodeDecodeError) as error:
+    except ZIP_PROBLEMS as error:
         raise _damaged(path, error, "a posekit bundle (stored zip or folder)") from error
     return views, lambda: None  # the mapping goes with its last view
 
@@ -110,47 +117,61 @@ def _checked_views(path: Path, infos: list[zipfile.ZipInfo], file: memoryview) -
     if names[:1] != [MANIFEST]:
         raise _damaged(path, f"first member {names[:1]}", MANIFEST)
     spans = [_span(path, info, file) for info in infos]
-    for (_, end), (start, _) in zip(sorted(spans), sorted(spans)[1:], strict=False):
-        if start < end:
-            raise _damaged(path, "members that overlap", "members one after the other")
-    return {name: file[start:end] for name, (start, end) in zip(names, spans, strict=True)}
+    ends = [0, *(end for _, _, end in sorted(spans))]
+    if spans[0][0] != 0 or any(start < end for (start, _, _), end in zip(sorted(spans), ends, strict=False)):
+        raise _damaged(path, "members that overlap", "members one after the other, from the first byte")
+    return {name: file[start:end] for name, (_, start, end) in zip(names, spans, strict=True)}
 
 
-def _span(path: Path, info: zipfile.ZipInfo, file: memoryview) -> tuple[int, int]:
-    """Where a member's bytes lie; its local header is read by hand because zipfile only copies."""
+def _span(path: Path, info: zipfile.ZipInfo, file: memoryview) -> tuple[int, int, int]:
+    """Where a member's header, bytes and end lie; the local header is read by hand because zipfile only copies."""
     name, start = info.filename, info.header_offset
     _check_name(path, name)
     if info.compress_type != zipfile.ZIP_STORED or info.file_size != info.compress_size or info.flag_bits & 0x1:
         raise _damaged(path, f"{name} compressed or encrypted", "stored members")
-    limit = MAX_MANIFEST_BYTES if name == MANIFEST else MAX_MEMBER_BYTES
-    if info.file_size > limit:
-        raise _damaged(path, f"{name} of {info.file_size} bytes", f"at most {limit}")
-    header = file[start : start + LOCAL_HEADER_BYTES]
-    if bytes(header[:4]) != b"PK\3\4":
-        raise _damaged(path, f"{name} with a broken header", "a local file header")
+    _check_size(path, name, info.file_size)
+    header = bytes(file[max(start, 0) : max(start, 0) + LOCAL_HEADER_BYTES])
     name_bytes, extra_bytes = (int.from_bytes(header[i : i + 2], "little") for i in (26, 28))
-    start += LOCAL_HEADER_BYTES + name_bytes + extra_bytes
-    if start + info.file_size > len(file):
+    first = start + LOCAL_HEADER_BYTES + name_bytes + extra_bytes
+    local_name = bytes(file[first - extra_bytes - name_bytes : first - extra_bytes])
+    if start < 0 or header[:4] != b"PK\3\4" or local_name != name.encode():
+        raise _damaged(path, f"{name} with a broken header", "a local file header")
+    if first + info.file_size > len(file):
         raise _damaged(path, f"{name} past the end of the file", "a complete file")
-    return start, start + info.file_size
+    return start, first, first + info.file_size
+
+
+def _check_size(path: Path, name: str, size: int) -> None:
+    limit = MAX_MANIFEST_BYTES if name == MANIFEST else MAX_MEMBER_BYTES
+    if size > limit:
+        raise _damaged(path, f"{name} of {size} bytes", f"at most {limit}")
 
 
 def _folder_members(path: Path) -> Members:
     """Views of the files of an unpacked bundle; links are refused, so that nothing outside is read."""
     views: dict[str, memoryview] = {}
-    for root, folders, files in os.walk(path):
-        for entry in (Path(root) / name for name in (*folders, *files)):
-            if entry.is_symlink():
-                raise _damaged(path, f"link {entry.relative_to(path)}", "plain files")
-        for entry in (Path(root) / name for name in files):
-            limit = MAX_MANIFEST_BYTES if entry == path / MANIFEST else MAX_MEMBER_BYTES
-            if entry.stat().st_size > limit:
-                raise _damaged(path, f"{entry.name} of {entry.stat().st_size} bytes", f"at most {limit}")
-            try:
-                with open(entry, "rb") as file:
-                    size = os.fstat(file.fileno()).st_size
-                    view = memoryview(mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) if size else b"")
-            except OSError as error:
-                raise _damaged(path, error, "readable files") from error
-            views[entry.relative_to(path).as_posix()] = view
+    try:
+        for root, folders, files in os.walk(path):
+            for entry in (Path(root) / name for name in (*folders, *files)):
+                _check_plain(path, entry)
+            for entry in (Path(root) / name for name in files):
+                name = entry.relative_to(path).as_posix()
+                _check_name(path, name)
+                views[name] = _file_view(path, name)
+    except (OSError, ValueError) as error:
+        raise _damaged(path, error, "readable files") from error
     return views, lambda: None
+
+
+def _check_plain(path: Path, entry: Path) -> None:
+    mode = entry.lstat().st_mode
+    if not (stat.S_ISREG(mode) or stat.S_ISDIR(mode)):  # opening a pipe would wait for ever
+        kind = "link" if stat.S_ISLNK(mode) else "device or pipe"
+        raise _damaged(path, f"{kind} {entry.relative_to(path)}", "plain files")
+
+
+def _file_view(path: Path, name: str) -> memoryview:
+    with open(path / name, "rb") as file:
+        size = os.fstat(file.fileno()).st_size
+        _check_size(path, name, size)
+        return memoryview(mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) if size else b"")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Literal, get_args
 
 from posekit.runtime.crop import CropPreset
 from posekit.runtime.errors import BundleError, InputError
@@ -12,6 +12,9 @@ from posekit.runtime.records import RecordProblem, plain_from, record_from
 from posekit.runtime.tensor import TensorSpec
 
 FORMAT = 1
+DTYPES = (
+    "float32", "float16", "float64", "uint8", "int8", "uint16", "int16", "uint32", "int32", "uint64", "int64", "bool",
+)  # fmt: skip
 Precision = Literal["fp32", "fp16", "int8"]
 Role = Literal["detector", "embedder", "matcher", "pose", "correspondence", "refiner"]
 PathKind = Literal["bank", "regressor", "correspondence"]
@@ -30,7 +33,7 @@ class GraphEntry:
     """One graph in one or more precisions. variants: precision -> member name."""
 
     role: Role
-    variants: dict[str, str]
+    variants: dict[Precision, str]
     inputs: tuple[TensorSpec, ...]
     outputs: tuple[TensorSpec, ...]
 
@@ -127,7 +130,7 @@ class Manifest:
 def manifest_from_json(text: str | bytes) -> Manifest:
     """Parse and cross-check. BundleError names the key that does not fit."""
     try:
-        value = json.loads(text)
+        value = json.loads(text, object_pairs_hook=_distinct)
         if isinstance(value, dict) and value.get("format") != FORMAT:
             raise RecordProblem("Manifest.format", value.get("format"), str(FORMAT))
         manifest = record_from(Manifest, value)
@@ -154,6 +157,14 @@ def json_from_manifest(manifest: Manifest) -> str:
     return json.dumps(plain_from(manifest), indent=1, ensure_ascii=False) + "\n"
 
 
+def _distinct(pairs: list[tuple[str, object]]) -> dict[str, object]:
+    table = dict(pairs)
+    if len(table) != len(pairs):
+        names = [name for name, _ in pairs]
+        raise ValueError(f"key {next(n for n in names if names.count(n) > 1)!r} twice")
+    return table
+
+
 def _cross_check(manifest: Manifest) -> None:
     """Every name that one part of the manifest uses is defined by another."""
     ids = {entry.id for entry in manifest.objects}
@@ -162,6 +173,7 @@ def _cross_check(manifest: Manifest) -> None:
             raise RecordProblem(where, repr(name), f"one of {sorted(known)[:12]}")
     if len(ids) != len(manifest.objects):
         raise RecordProblem("Manifest.objects", "one id twice", "distinct ids")
+    _check_values(manifest, ids)
     for name, path in manifest.paths.items():
         if not set(path.object_ids) <= ids:
             raise RecordProblem(f"Manifest.paths.{name}.object_ids", path.object_ids, f"ids among {sorted(ids)}")
@@ -169,6 +181,24 @@ def _cross_check(manifest: Manifest) -> None:
             raise RecordProblem(f"Manifest.paths.{name}", "no matcher or bank", "a matcher and one bank per object id")
         if path.kind == "correspondence" and path.solver is None:
             raise RecordProblem(f"Manifest.paths.{name}", "no solver", "a solver section")
+
+
+def _check_values(manifest: Manifest, ids: set[int]) -> None:
+    """What types alone do not say."""
+    for name, graph in manifest.graphs.items():
+        if not graph.variants:
+            raise RecordProblem(f"Manifest.graphs.{name}.variants", "none", f"one of {', '.join(get_args(Precision))}")
+        for spec in (*graph.inputs, *graph.outputs):
+            if spec.dtype not in DTYPES or any(isinstance(n, int) and n < 1 for n in spec.shape):
+                raise RecordProblem(f"Manifest.graphs.{name}", str(spec), f"sizes >= 1 of {', '.join(DTYPES)}")
+    for entry in manifest.objects:
+        if any(len(matrix) != 16 for matrix in entry.symmetries_discrete):
+            raise RecordProblem(f"Manifest.objects.{entry.id}.symmetries_discrete", "other sizes", "16 numbers each")
+        if not entry.diameter_m > 0:
+            raise RecordProblem(f"Manifest.objects.{entry.id}.diameter_m", entry.diameter_m, "more than 0")
+    if manifest.detector and not set(manifest.detector.class_object_ids) <= {-1, *ids}:
+        got = manifest.detector.class_object_ids
+        raise RecordProblem("Manifest.detector.class_object_ids", got, f"-1 or ids among {sorted(ids)}")
 
 
 def _references(manifest: Manifest) -> list[tuple[str, str, set[str]]]:

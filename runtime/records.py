@@ -8,7 +8,7 @@ import sys
 import types
 import typing
 from collections.abc import Callable, Mapping
-from functools import lru_cache
+from functools import cache
 from typing import Any, Literal, TypeVar, Union
 
 R = TypeVar("R")
@@ -40,7 +40,7 @@ def plain_from(value: Any) -> Any:
     return value
 
 
-@lru_cache(maxsize=None)
+@cache
 def _hints(kind: type) -> dict[str, Any]:
     return typing.get_type_hints(kind)
 

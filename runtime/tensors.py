@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -39,7 +40,7 @@ def tensors_from_bytes(view: memoryview | bytes, what: str) -> Tensors:
             raise ValueError("metadata that is not text")
         arrays = {name: _array(body, entry) for name, entry in header.items()}
         spans = sorted(tuple(entry["data_offsets"]) for entry in header.values())
-        if any(a[1] != b[0] for a, b in zip(spans, spans[1:], strict=False)) or (spans and spans[0][0] != 0):
+        if any(a[1] != b[0] for a, b in pairwise(spans)) or (spans and spans[0][0] != 0):
             raise ValueError("tensors with gaps or overlaps")
         if len(body) != (spans[-1][1] if spans else 0):
             raise ValueError("bytes after the last tensor")
@@ -59,7 +60,7 @@ def _header_and_body(view: memoryview) -> tuple[dict[str, Any], memoryview]:
         raise ValueError(f"a header of {length} bytes in a file of {len(view)}")
     header = json.loads(bytes(view[8 : 8 + length]))
     if not isinstance(header, dict):
-        raise ValueError("a header that is no table")
+        raise TypeError("a header that is no table")
     return header, view[8 + length :]
 
 
