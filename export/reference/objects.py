@@ -128,14 +128,17 @@ def ellipsoid(
     return mesh
 
 
-def cone(base: Sequence[float], tip: Sequence[float], radius_m: float, flatten: float = 1.0) -> Mesh:
-    """A cone from base to tip; `flatten` scales it along z about the base."""
+def cone(base: Sequence[float], tip: Sequence[float], radius_m: float) -> Mesh:
     axis = np.subtract(tip, base)
     mesh = trimesh.creation.cone(radius=radius_m, height=float(np.linalg.norm(axis)), sections=24)
-    mesh = mesh.subdivide_to_size(0.5 * radius_m)
-    mesh.apply_transform(trimesh.geometry.align_vectors([0, 0, 1], axis))
-    mesh.vertices = mesh.vertices * (1, 1, flatten) + base
+    mesh = _subdivided(mesh, 0.5 * radius_m)
+    mesh.apply_transform(trimesh.geometry.align_vectors([0, 0, 1], axis))  # type: ignore[no-untyped-call]
+    mesh.vertices = mesh.vertices + base
     return mesh
+
+
+def _subdivided(mesh: Mesh, edge_m: float) -> Mesh:
+    return mesh.subdivide_to_size(edge_m)
 
 
 # Objects
@@ -196,7 +199,7 @@ def _duckling() -> ObjectModel:
             (ellipsoid((0.036, 0, 0.098), (0.031, 0.029, 0.030), 4), head),
             (ellipsoid((0.028, 0, 0.070), (0.022, 0.022, 0.020), 3), plain(RED)),
             (ellipsoid((0.022, 0.018, 0.066), (0.012, 0.014, 0.009), 2, (0.5, 0, 0)), plain(RED)),
-            (cone((0.058, 0, 0.094), (0.096, 0.002, 0.090), 0.015, 1.0), plain(ORANGE)),
+            (cone((0.058, 0, 0.094), (0.096, 0.002, 0.090), 0.015), plain(ORANGE)),
             (cone((-0.045, 0.004, 0.045), (-0.092, 0.010, 0.080), 0.022), stripes((1, 0, 0), 0.02, plain(WHITE), plain(YELLOW))),
             (ellipsoid((-0.008, 0.042, 0.042), (0.036, 0.010, 0.020), 3, (0, 0.35, 0)), stripes((1, 0, 0.2), 0.022, plain(BLUE), plain(WHITE))),
             (ellipsoid((-0.012, -0.042, 0.036), (0.030, 0.012, 0.024), 3, (0, -0.3, 0)), where(lambda p, n: p[:, 2] > 0.036, plain(GREEN), plain(PURPLE))),
