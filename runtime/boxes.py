@@ -1,0 +1,97 @@
+"""Where detections come from when not from the bundle's own detector: a file, or a data set's ground truth."""
+
+from __future__ import annotations
+
+import json
+from collections import defaultdict
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from posekit.runtime.bop import TrueObject, box_from_bop
+from posekit.runtime.detection import Detection, overlaps_image
+from posekit.runtime.errors import InputError, SourceError
+from posekit.runtime.sources import Frame
+
+Boxes = Callable[[Frame], list[Detection]]
+FORMS = '{"FRAME": [{"object_id", "box_xyxy_px", ["score"]}]} or BOP\'s [{"scene_id", "image_id", "category_id", "bbox", "score"}]'
+
+
+def boxes_from(source: Path | str) -> Boxes:
+    """ "gt" for the true boxes of a BOP data set, else a JSON file in one of two forms.
+
+    By frame name: {"img7.png": [{"object_id": 1, "box_xyxy_px": [x0, y0, x1, y1], "score": 0.9}]}; every frame needs
+    an entry, if only an empty list.  BOP detections: a list of {"scene_id", "image_id", "category_id", "bbox", "score"}
+    with bbox x, y, width, height; an image without entries has no detections.
+    Raises SourceError for a file of another form; the returned function raises InputError for a frame without boxes.
+    """
+    if str(source) == "gt":
+        return detections_from_truth
+    path = Path(source)
+    try:
+        content = json.loads(path.read_text())
+        by_form = _by_image(content) if isinstance(content, list) else _by_name(content, path)
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError, InputError) as error:
+        raise SourceError(
+            f"box file {path}", got=f"{type(error).__name__}: {error}", expected=FORMS, remedy="Write it in that form."
+        ) from error
+    return by_form
+
+
+def detections_from_truth(frame: Frame) -> list[Detection]:
+    """The visible box of each true object that counts, score 1; the amodal box where the data set has no other."""
+    if frame.truth is None:
+        raise InputError(
+            f"frame {frame.name}",
+            got="no ground truth",
+            expected="a BOP data set with scene_gt.json",
+            remedy="Give boxes from a file instead.",
+        )
+    found = [Detection(true.object_id, 1.0, box) for true in frame.truth if (box := _true_box(true, frame)) is not None]
+    wh = (frame.intrinsics.width_px, frame.intrinsics.height_px)
+    return [detection for detection in found if overlaps_image(detection.box_xyxy_px, *wh)]
+
+
+def _true_box(true: TrueObject, frame: Frame) -> Any:
+    box = true.amodal_box_xyxy_px if true.visible_box_xyxy_px is None else true.visible_box_xyxy_px
+    if not true.counts:
+        return None
+    if box is None and true.visible_fraction is None:
+        raise InputError(
+            f"frame {frame.name}, object {true.object_id}",
+            got="no true box",
+            expected="bbox_visib or bbox_obj in scene_gt_info.json",
+            remedy="Make scene_gt_info.json with BOP's toolkit, or give boxes from a file.",
+        )
+    return box
+
+
+def _by_name(content: dict[str, Any], path: Path) -> Boxes:
+    table = {name: [_detection(row) for row in rows] for name, rows in content.items()}
+
+    def boxes(frame: Frame) -> list[Detection]:
+        if frame.name not in table:
+            raise InputError(
+                f"frame {frame.name}",
+                got=f"no entry in {path}",
+                expected=f"names such as {', '.join(list(table)[:3])}",
+                remedy="Give every frame an entry; an empty list says that nothing is there.",
+            )
+        return table[frame.name]
+
+    return boxes
+
+
+def _by_image(rows: list[dict[str, Any]]) -> Boxes:
+    table: dict[tuple[int, int], list[Detection]] = defaultdict(list)
+    for row in rows:
+        detection = Detection(int(row["category_id"]), float(row["score"]), box_from_bop(row["bbox"]))
+        table[int(row["scene_id"]), int(row["image_id"])].append(detection)
+    return lambda frame: table.get((frame.scene_id, frame.im_id), [])
+
+
+def _detection(row: dict[str, Any]) -> Detection:
+    unknown = set(row) - {"object_id", "box_xyxy_px", "score"}
+    if unknown:
+        raise KeyError(f"unknown key {min(unknown)!r}")
+    return Detection(int(row["object_id"]), float(row.get("score", 1.0)), row["box_xyxy_px"])
