@@ -1,0 +1,446 @@
+"""Full synthetic photographs of the reference objects among clutter, with exact poses; written in BOP's layout.
+
+A scene is ray-traced in linear light (floor, backdrop, shadows), then goes through a camera: exposure, white balance,
+blur, vignetting, Poisson-Gauss noise, gamma, JPEG. Everything follows from the seed.
+Usage: python -m posekit.export.reference.scenes OUT_DIR --count 200 --seed 100000
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import shutil
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import cv2
+import numpy as np
+import numpy.typing as npt
+from scipy.spatial.transform import Rotation
+
+from posekit.export.mesh import ObjectModel, write_ply
+from posekit.export.reference.clutter import clutter_models
+from posekit.export.reference.objects import ReferenceObject, reference_objects
+from posekit.export.reference.textures import random_texture
+from posekit.export.reference.views import DEPTH_RANGE_M, MIN_INSIDE, REFERENCE_CAMERA, progress_bars
+from posekit.export.render import (
+    SHADOW_OFFSET_M,
+    Lighting,
+    Placement,
+    Renderer,
+    Rendering,
+    encoded,
+    pixel_grid,
+    projected_box,
+    random_lighting,
+    shaded_linear,
+)
+from posekit.runtime.errors import OutputError
+from posekit.runtime.intrinsics import Intrinsics
+from posekit.runtime.pose import Array, Pose, rotation_about_ray
+from posekit.runtime.symmetry import bop_from_symmetries
+
+Floats = npt.NDArray[np.float32]
+Image = npt.NDArray[np.uint8]
+
+CLUTTER_COUNT, CLUTTER_SEED = 160, 77  # other shapes than the view bank's
+SUPERSAMPLE = 2
+MIN_VISIBLE = 0.3  # of each reference object, or the layout is drawn again
+CROWDING = 0.7  # bounding spheres may overlap down to this share of the sum of radii
+BACKDROP_M = 2.5
+TEXTURE_PX = 512
+MM_PER_M = 1000.0
+
+
+@dataclass(frozen=True, eq=False)
+class SceneObject:
+    """One reference object in a scene.
+
+    box_xyxy_px: (4,) of the visible pixels.   box_amodal_xyxy_px: (4,) of the whole silhouette, may leave the image.
+    visib_fract: visible pixels over all pixels of the silhouette, those outside the image included.
+    """
+
+    object_id: int
+    cam_from_obj: Pose
+    box_xyxy_px: Array
+    box_amodal_xyxy_px: Array
+    visib_fract: float
+    silhouette_px: int
+
+
+@dataclass(frozen=True, eq=False)
+class Scene:
+    """image_rgb_u8: (480, 640, 3).   mask_index: (480, 640) int32, which of `objects` is seen, -1 none of them."""
+
+    image_rgb_u8: Image
+    intrinsics: Intrinsics
+    objects: tuple[SceneObject, ...]
+    mask_index: npt.NDArray[np.int32]
+
+
+@dataclass(frozen=True, eq=False)
+class Floor:
+    """A plane in the camera frame: normal (3,) towards the camera, distance_m from the camera along -normal."""
+
+    normal: Array
+    distance_m: float
+    texture: Image
+    texture_m: float
+    backdrop: Image
+
+    def height_m(self, points_cam_m: npt.ArrayLike) -> Array:
+        """Height of points (..., 3) above the plane."""
+        return np.asarray(np.asarray(points_cam_m) @ self.normal + self.distance_m)
+
+
+@dataclass(frozen=True, eq=False)
+class Layout:
+    """What stands where. The first `reference_count` placements are reference objects, the rest is clutter."""
+
+    placements: tuple[Placement, ...]
+    reference_count: int
+    floor: Floor
+
+
+@cache
+def scene_renderer() -> Renderer:
+    """The renderer of all reference objects and of the scenes' own clutter."""
+    models = {object_id: o.model for object_id, o in reference_objects().items()}
+    return Renderer(models | clutter_models(CLUTTER_COUNT, CLUTTER_SEED))
+
+
+def make_scene(
+    seed: int, renderer: Renderer | None = None, difficulty: float = 0.5, camera: Intrinsics = REFERENCE_CAMERA
+) -> Scene:
+    """The scene of a seed. difficulty 0..1: more clutter and occluders, stronger blur and noise."""
+    renderer = renderer or scene_renderer()
+    rng = np.random.default_rng(seed)
+    while True:
+        layout = random_layout(rng, renderer.models, difficulty, camera)
+        seen = renderer.render(layout.placements, camera)
+        objects = tuple(_scene_object(renderer, layout, k, seen) for k in range(layout.reference_count))
+        if objects and min(o.visib_fract for o in objects) >= MIN_VISIBLE:
+            break
+    linear = _lit(renderer, layout, random_lighting(rng), camera, rng)
+    index = np.where(seen.object_index < layout.reference_count, seen.object_index, -1).astype(np.int32)
+    return Scene(photographed(linear, rng, difficulty), camera, objects, index)
+
+
+# What stands where
+
+
+def random_layout(
+    rng: np.random.Generator, models: Mapping[int, ObjectModel], difficulty: float, camera: Intrinsics
+) -> Layout:
+    """One to three reference objects, each at most once, then clutter, some of it in front of them."""
+    floor = _random_floor(rng)
+    references = sorted(reference_objects())
+    clutter = [object_id for object_id in models if object_id not in references]
+    chosen = rng.permutation(references)[: int(rng.integers(1, 4))]
+    placed: list[Placement] = []
+    for object_id in chosen:
+        placed += _try_to_place(int(object_id), rng, models, camera, floor, placed)
+    reference_count = len(placed)
+    for object_id in rng.choice(clutter, 3 + int(rng.integers(0, 2 + round(4 * difficulty))), replace=False):
+        placed += _try_to_place(int(object_id), rng, models, camera, floor, placed)
+    for target in range(reference_count):
+        if rng.random() < difficulty:
+            placed += _occluder(int(rng.choice(clutter)), placed[target], rng, models)
+    return Layout(tuple(placed), reference_count, floor)
+
+
+def _random_floor(rng: np.random.Generator) -> Floor:
+    """From steep desk to frontal wall, behind everything on the optical axis."""
+    tilt, roll = np.radians(rng.uniform(15, 90)), np.radians(rng.normal(0, 12))
+    normal = np.array([np.sin(roll) * np.cos(tilt), -np.cos(roll) * np.cos(tilt), -np.sin(tilt)])
+    return Floor(
+        normal,
+        float(rng.uniform(0.6, 0.95) * np.sin(tilt) + 0.12 * np.cos(tilt)),
+        random_texture(rng, TEXTURE_PX),
+        float(rng.uniform(0.2, 0.8)),
+        random_texture(rng, TEXTURE_PX),
+    )
+
+
+def _try_to_place(
+    object_id: int,
+    rng: np.random.Generator,
+    models: Mapping[int, ObjectModel],
+    camera: Intrinsics,
+    floor: Floor,
+    placed: Sequence[Placement],
+) -> list[Placement]:
+    """[placement], standing on the floor or hovering above it; [] when 60 draws found no free place."""
+    model = models[object_id]
+    for _ in range(60):
+        R = Rotation.from_quat(rng.normal(size=4)).as_matrix()
+        ray = camera.rays(rng.uniform(0, (camera.width_px - 1, camera.height_px - 1)))
+        z = rng.uniform(*DEPTH_RANGE_M)
+        lowest = float((model.vertices_m @ (floor.normal @ R)).min())
+        slope = float(ray @ floor.normal)
+        if rng.random() < 0.7 and slope < -1e-3:
+            z = (-floor.distance_m - lowest) / slope
+        pose = Pose(R, ray * z)
+        if _fits(model, pose, camera, floor, lowest) and not _crowded(object_id, pose, models, placed):
+            return [(object_id, pose)]
+    return []
+
+
+def _fits(model: ObjectModel, pose: Pose, camera: Intrinsics, floor: Floor, lowest_m: float) -> bool:
+    if not DEPTH_RANGE_M[0] <= pose.t_m[2] <= DEPTH_RANGE_M[1] or floor.height_m(pose.t_m) + lowest_m < -1e-6:
+        return False
+    x0, y0, x1, y1 = projected_box(model, pose, camera)
+    w, h = min(x1, camera.width_px) - max(x0, 0.0), min(y1, camera.height_px) - max(y0, 0.0)
+    return bool(min(w, h) > 0 and w * h >= MIN_INSIDE * (x1 - x0) * (y1 - y0))
+
+
+def _crowded(object_id: int, pose: Pose, models: Mapping[int, ObjectModel], placed: Sequence[Placement]) -> bool:
+    reach = CROWDING * models[object_id].diameter_m / 2
+    return any(
+        np.linalg.norm(pose.t_m - other.t_m) < reach + CROWDING * models[other_id].diameter_m / 2
+        for other_id, other in placed
+    )
+
+
+def _occluder(
+    object_id: int, target: Placement, rng: np.random.Generator, models: Mapping[int, ObjectModel]
+) -> list[Placement]:
+    """A piece of clutter between the camera and part of the target."""
+    target_id, pose = target
+    radius, reach = models[object_id].diameter_m / 2, models[target_id].diameter_m / 2
+    away = rng.normal(size=3)
+    away[2] = 0
+    aside = away / np.linalg.norm(away) * reach * rng.uniform(0.5, 1.1)
+    distance = float(np.linalg.norm(pose.t_m))
+    nearer = distance - (reach + radius) * rng.uniform(0.9, 1.5)
+    if nearer < 0.15 + radius:
+        return []
+    R = Rotation.from_quat(rng.normal(size=4)).as_matrix()
+    return [(object_id, Pose(R, (pose.t_m + aside) * (nearer / distance)))]
+
+
+def _scene_object(renderer: Renderer, layout: Layout, k: int, seen: Rendering) -> SceneObject:
+    """Boxes and visibility of one placement; the silhouette is counted on a canvas that holds all of it."""
+    object_id, pose = layout.placements[k]
+    camera = seen.intrinsics
+    amodal = projected_box(renderer.models[object_id], pose, camera)
+    corner = np.floor(amodal[:2])
+    size = np.ceil(amodal[2:]) - corner + 1
+    K = camera.K.copy()
+    K[:2, 2] -= corner
+    alone = renderer.render([(object_id, pose)], Intrinsics(K, int(size[0]), int(size[1])))
+    silhouette = int(alone.mask.sum())
+    visible = seen.object_index == k
+    box = box_of_mask(visible) if visible.any() else np.full(4, np.nan)
+    return SceneObject(object_id, pose, box, amodal, float(visible.sum()) / max(silhouette, 1), silhouette)
+
+
+def box_of_mask(mask: npt.NDArray[np.bool_]) -> Array:
+    """(4,) x0 y0 x1 y1 of a mask that is not empty: columns a..b give a - 0.5, b + 0.5."""
+    columns, rows = np.flatnonzero(mask.any(axis=0)), np.flatnonzero(mask.any(axis=1))
+    return np.array([columns[0] - 0.5, rows[0] - 0.5, columns[-1] + 0.5, rows[-1] + 0.5])
+
+
+# Light
+
+
+def _lit(
+    renderer: Renderer, layout: Layout, lighting: Lighting, camera: Intrinsics, rng: np.random.Generator
+) -> Floats:
+    """(H, W, 3) linear light, supersampled and averaged; the first light throws a shadow."""
+    fine = _with_surroundings(renderer.render(layout.placements, _finer(camera)), layout.floor)
+    coarse = _every(fine, SUPERSAMPLE)
+    shadow = _shadow(renderer, layout, lighting.to_light[0], coarse, rng)
+    h, w = fine.depth_m.shape
+    visibility = np.ones((len(lighting.to_light), h, w), np.float32)
+    visibility[0] = cv2.resize(1 - shadow, (w, h), interpolation=cv2.INTER_LINEAR)
+    linear = shaded_linear(fine, lighting, visibility)
+    return np.asarray(cv2.resize(linear, (camera.width_px, camera.height_px), interpolation=cv2.INTER_AREA), np.float32)
+
+
+def _finer(camera: Intrinsics) -> Intrinsics:
+    """The camera with SUPERSAMPLE x SUPERSAMPLE pixels for each one."""
+    s = SUPERSAMPLE
+    up = np.array([[s, 0.0, (s - 1) / 2], [0.0, s, (s - 1) / 2], [0.0, 0.0, 1.0]])
+    return Intrinsics(up @ camera.K, s * camera.width_px, s * camera.height_px)
+
+
+def _every(fine: Rendering, step: int) -> Rendering:
+    """Every step-th pixel; only the arrays matter to shadows."""
+    names = ("albedo_rgb_u8", "normal_cam", "depth_m", "coords_obj_m", "object_index")
+    return replace(fine, **{name: getattr(fine, name)[::step, ::step] for name in names})
+
+
+def _with_surroundings(seen: Rendering, floor: Floor) -> Rendering:
+    """Fill what shows no object with the floor, and what is beyond the floor's horizon with the backdrop."""
+    h, w = seen.depth_m.shape
+    rays = seen.intrinsics.rays(pixel_grid((slice(0, h), slice(0, w)))).reshape(h, w, 3)
+    slope = rays @ floor.normal
+    reach = np.where(slope < -1e-3, -floor.distance_m / np.minimum(slope, -1e-3), np.inf)
+    on_floor = ~seen.mask & (reach < BACKDROP_M)
+    on_backdrop = ~seen.mask & ~on_floor
+    depth = np.where(seen.mask, seen.depth_m, np.minimum(reach, BACKDROP_M)).astype(np.float32)
+    albedo, normal = seen.albedo_rgb_u8.copy(), seen.normal_cam.copy()
+    to_plane = rotation_about_ray(-floor.normal).T  # its z axis is the plane's
+    plane = ((rays * depth[..., None]) @ to_plane.T)[..., :2] * (TEXTURE_PX / floor.texture_m)
+    albedo[on_floor] = _tiled(floor.texture, plane)[on_floor]
+    albedo[on_backdrop] = _tiled(floor.backdrop, rays[..., :2] * TEXTURE_PX)[on_backdrop]
+    normal[on_floor] = floor.normal
+    normal[on_backdrop] = (0.0, 0.0, -1.0)
+    index = np.where(seen.mask, seen.object_index, seen.object_index.max() + 1).astype(np.int32)
+    return replace(seen, albedo_rgb_u8=albedo, normal_cam=normal, depth_m=depth, object_index=index)
+
+
+def _tiled(texture: Image, at: npt.NDArray[Any]) -> Image:
+    side = texture.shape[0]
+    folded = np.mod(at, side).astype(np.float32)
+    looked_up = cv2.remap(texture, folded[..., 0], folded[..., 1], cv2.INTER_LINEAR, borderMode=cv2.BORDER_WRAP)
+    return np.asarray(looked_up, np.uint8)
+
+
+def _shadow(renderer: Renderer, layout: Layout, to_light: Array, seen: Rendering, rng: np.random.Generator) -> Floats:
+    """(H, W) share of the light that is blocked: hard for a point, soft (four directions) for a wide light."""
+    h, w = seen.depth_m.shape
+    step = seen.intrinsics.width_px / w
+    columns, rows = np.meshgrid(np.arange(w) * step, np.arange(h) * step)
+    points = seen.intrinsics.rays(np.stack([columns, rows], axis=-1)) * seen.depth_m[..., None]
+    points = (points + seen.normal_cam * (5 * SHADOW_OFFSET_M)).reshape(-1, 3)
+    width = rng.uniform(0.0, 0.12) if rng.random() < 0.7 else 0.0
+    directions = [to_light + width * rng.normal(size=3) for _ in range(4 if width else 1)]
+    lit = (seen.normal_cam.reshape(-1, 3) @ to_light) > 0
+    total = np.zeros(len(points), np.float32)
+    for direction in directions:
+        total[lit] += renderer.shadowed(layout.placements, points[lit], direction / np.linalg.norm(direction))
+    return (total / len(directions)).reshape(h, w)
+
+
+# Camera
+
+
+def photographed(linear: Floats, rng: np.random.Generator, difficulty: float) -> Image:
+    """Linear light -> a uint8 photograph of it: exposure, colour cast, blur, vignetting, noise, gamma, JPEG."""
+    brightness = float(np.percentile(linear, 90))
+    gain = rng.uniform(0.45, 1.05) / max(brightness, 0.05)
+    light = linear * np.float32(min(gain, 3.0)) * rng.uniform(0.9, 1.1, size=3).astype(np.float32)
+    light = _blurred(light, rng, difficulty) * _vignette(linear.shape[:2], float(rng.uniform(0, 0.35)))
+    shot, read = rng.uniform(1e-4, 1e-3) * (0.3 + difficulty), rng.uniform(1e-3, 6e-3) * (0.3 + difficulty)
+    deviation = np.sqrt(np.maximum(light, 0) * shot + read**2)
+    noisy = light + deviation * rng.standard_normal(light.shape, dtype=np.float32)
+    picture = encoded(np.asarray(noisy, np.float32))
+    quality = int(rng.integers(round(90 - 40 * difficulty), 99))
+    _, packed = cv2.imencode(".jpg", picture[..., ::-1], [cv2.IMWRITE_JPEG_QUALITY, quality])
+    return np.ascontiguousarray(np.asarray(cv2.imdecode(packed, cv2.IMREAD_COLOR), np.uint8)[..., ::-1])
+
+
+def _blurred(light: Floats, rng: np.random.Generator, difficulty: float) -> Floats:
+    """Defocus always, motion sometimes."""
+    blurred = cv2.GaussianBlur(light, (0, 0), float(rng.uniform(0.35, 0.5 + 0.8 * difficulty)))
+    if rng.random() < 0.4 * difficulty:
+        length, angle = rng.uniform(2, 7), rng.uniform(0, np.pi)
+        kernel = np.zeros((9, 9), np.float32)
+        for at in np.linspace(-length / 2, length / 2, 33):
+            kernel[round(4 + at * np.sin(angle)), round(4 + at * np.cos(angle))] += 1
+        blurred = cv2.filter2D(blurred, -1, kernel / kernel.sum())
+    return np.asarray(blurred, np.float32)
+
+
+def _vignette(shape: tuple[int, int], strength: float) -> Floats:
+    h, w = shape
+    y, x = np.mgrid[:h, :w]
+    r2 = ((x - w / 2) ** 2 + (y - h / 2) ** 2) / (w * w / 4 + h * h / 4)
+    return (1 - strength * r2).astype(np.float32)[..., None]
+
+
+# BOP files
+
+
+def write_bop(scenes: Iterable[Scene], folder: Path, objects: Mapping[int, ReferenceObject] | None = None) -> None:
+    """Write scenes as one BOP scene (test/000000) with models, in millimetres. The folder must not exist yet."""
+    if folder.exists():
+        raise OutputError(
+            f"BOP folder {folder}", got="a folder that exists", expected="a new one", remedy="Choose another name."
+        )
+    partial = folder.with_name(folder.name + ".partial")
+    shutil.rmtree(partial, ignore_errors=True)
+    root = partial / "test" / "000000"
+    for name in ("rgb", "mask_visib"):
+        (root / name).mkdir(parents=True)
+    cameras, truth, boxes = {}, {}, {}
+    for i, scene in enumerate(scenes):
+        cv2.imwrite(str(root / "rgb" / f"{i:06d}.png"), scene.image_rgb_u8[..., ::-1])
+        for k in range(len(scene.objects)):
+            visible = (scene.mask_index == k).astype(np.uint8) * 255
+            cv2.imwrite(str(root / "mask_visib" / f"{i:06d}_{k:06d}.png"), visible)
+        cameras[str(i)] = {"cam_K": scene.intrinsics.K.ravel().tolist(), "depth_scale": 1.0}
+        truth[str(i)] = [_bop_pose(o) for o in scene.objects]
+        boxes[str(i)] = [_bop_boxes(o, int((scene.mask_index == k).sum())) for k, o in enumerate(scene.objects)]
+    for name, rows in (("scene_camera", cameras), ("scene_gt", truth), ("scene_gt_info", boxes)):
+        (root / f"{name}.json").write_text(json.dumps(rows, indent=1))
+    _write_bop_models(objects or reference_objects(), partial / "models")
+    os.replace(partial, folder)
+
+
+def _bop_pose(thing: SceneObject) -> dict[str, Any]:
+    return {
+        "obj_id": thing.object_id,
+        "cam_R_m2c": thing.cam_from_obj.R.ravel().tolist(),
+        "cam_t_m2c": (thing.cam_from_obj.t_m * MM_PER_M).tolist(),
+    }
+
+
+def _bop_boxes(thing: SceneObject, visible_px: int) -> dict[str, Any]:
+    return {
+        "bbox_obj": _bop_box(thing.box_amodal_xyxy_px),
+        "bbox_visib": _bop_box(thing.box_xyxy_px),
+        "px_count_all": thing.silhouette_px,
+        "px_count_visib": visible_px,
+        "visib_fract": thing.visib_fract,
+    }
+
+
+def _bop_box(box_xyxy_px: Array) -> list[int]:
+    """Whole pixels x, y, width, height: the columns and rows whose centres are in the box."""
+    first, last = np.ceil(box_xyxy_px[:2]), np.floor(box_xyxy_px[2:])
+    return [int(v) for v in (*first, *(last - first + 1))]
+
+
+def _write_bop_models(objects: Mapping[int, ReferenceObject], folder: Path) -> None:
+    folder.mkdir()
+    table = {}
+    for object_id, thing in objects.items():
+        write_ply(thing.model, folder / f"obj_{object_id:06d}.ply", "mm")
+        low, size = thing.model.bbox_min_m * MM_PER_M, thing.model.extents_m * MM_PER_M
+        row: dict[str, Any] = {"diameter": thing.model.diameter_m * MM_PER_M}
+        for axis, lowest, extent in zip("xyz", low, size, strict=True):
+            row |= {f"min_{axis}": float(lowest), f"size_{axis}": float(extent)}
+        table[str(object_id)] = row | bop_from_symmetries(thing.symmetries)
+    (folder / "models_info.json").write_text(json.dumps(table, indent=1))
+
+
+def random_scenes(
+    count: int, seed: int, difficulty: float | None = None, advance: Callable[[str, int, int], None] | None = None
+) -> Iterable[Scene]:
+    """Scenes of seed, seed + 1, ...; without a difficulty it runs through 0, 0.25, .. 1."""
+    for i in range(count):
+        yield make_scene(seed + i, difficulty=(i % 5) / 4 if difficulty is None else difficulty)
+        if advance is not None:
+            advance("scenes", i + 1, count)
+
+
+def main(arguments: list[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(prog="python -m posekit.export.reference.scenes", description=__doc__)
+    parser.add_argument("folder", type=Path)
+    parser.add_argument("--count", type=int, default=200)
+    parser.add_argument("--seed", type=int, default=100_000)
+    parser.add_argument("--difficulty", type=float, help="0..1; left out: all difficulties in turn")
+    options = parser.parse_args(arguments)
+    for advance in progress_bars():
+        write_bop(random_scenes(options.count, options.seed, options.difficulty, advance), options.folder)
+
+
+if __name__ == "__main__":
+    main()
