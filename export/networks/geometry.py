@@ -7,7 +7,11 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor
-from torch.nn import functional as F
+
+
+def unit(x: Tensor, dim: int = 1) -> Tensor:
+    """x / |x| along dim; zeros stay zeros. Broadcasts, where the library's normalize expands in the exported graph."""
+    return x / torch.linalg.vector_norm(x, dim=dim, keepdim=True).clamp(min=1e-12)
 
 
 def rotation_from_6d(r6: Tensor) -> Tensor:
@@ -16,8 +20,8 @@ def rotation_from_6d(r6: Tensor) -> Tensor:
     c1 = a/|a|, c3 = (c1 x b)/|c1 x b|, c2 = c3 x c1.
     """
     r = _promoted(r6)
-    c1 = F.normalize(r[:, :3], dim=1)
-    c3 = F.normalize(_cross(c1, r[:, 3:]), dim=1)
+    c1 = unit(r[:, :3])
+    c3 = unit(_cross(c1, r[:, 3:]))
     return torch.stack([c1, _cross(c3, c1), c3], dim=2)
 
 
@@ -27,7 +31,7 @@ def rotation_about_ray(t: Tensor) -> Tensor:
     Closed form of Rodrigues' formula for axis e_z x ray (systems P3); smooth on the optical axis, undefined only for an
     object exactly behind the camera.
     """
-    x, y, z = F.normalize(_promoted(t), dim=1).unbind(1)
+    x, y, z = unit(_promoted(t)).unbind(1)
     k = 1.0 / (1.0 + z).clamp(min=1e-6)
     rows = [1.0 - x * x * k, -x * y * k, x, -x * y * k, 1.0 - y * y * k, y, -x, -y, z]
     return torch.stack(rows, dim=1).view(-1, 3, 3)

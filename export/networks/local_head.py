@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from torch import Tensor, nn
-from torch.nn import functional as F
 
+from posekit.export.networks.geometry import unit
 from posekit.export.networks.vit import EPSILON
 
 
@@ -45,4 +45,4 @@ def places_of_map(maps: Tensor) -> Tensor:
 
 def unit_descriptors(places: Tensor) -> Tensor:
     """(B, L, C) -> unit length along C, in float32 whatever the trunk's precision."""
-    return F.normalize(places.float(), dim=2)
+    return unit(places.float(), dim=2)

@@ -23,6 +23,6 @@ class Matcher(nn.Module):
     def forward(self, descriptors: Tensor, templates: Tensor, weights: Tensor) -> tuple[Tensor, Tensor]:
         cosine = descriptors.transpose(0, 1) @ templates  # (L, B, N): one matrix product per place
         if self.threshold is not None:
-            cosine = torch.where(cosine > self.threshold, cosine, torch.zeros_like(cosine))
+            cosine = torch.where(cosine > self.threshold, cosine, 0.0)
         score, index = (cosine * weights[:, None]).sum(dim=0).topk(self.k, dim=1)
         return index, score
