@@ -4,17 +4,23 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from types import TracebackType
+from typing import TYPE_CHECKING
 
+from posekit.runtime.backends import open_session
 from posekit.runtime.bundle import Bundle
 from posekit.runtime.crop import Image, check_frame
 from posekit.runtime.crop_batch import CropBatch
 from posekit.runtime.detection import Detection, PoseEstimate
-from posekit.runtime.detector import Detector, detector_from_bundle
+from posekit.runtime.detector import Detector
 from posekit.runtime.errors import BundleError, InputError
 from posekit.runtime.intrinsics import Intrinsics
 from posekit.runtime.manifest import PathEntry
 from posekit.runtime.paths import PATHS
 from posekit.runtime.profiler import Stage, no_stage
+from posekit.runtime.session import Session
+
+if TYPE_CHECKING:
+    from typing_extensions import Self
 
 CROPS_AT_ONCE = 16  # more detections go through in several passes
 
@@ -36,9 +42,14 @@ class PoseEstimator:
         self._stage = stage
         self._batch = CropBatch(entry.crop, [objects[i] for i in entry.object_ids], CROPS_AT_ONCE)
         self._path = PATHS[entry.kind](bundle, entry, backend)
-        self._detector: Detector | None = detector_from_bundle(bundle, backend=backend)
+        self._sessions: list[Session] = [*self._path.sessions]
+        self._detector: Detector | None = None
+        detector = bundle.manifest.detector
+        if detector:
+            self._sessions.append(open_session(bundle, detector.graph, backend=backend))
+            self._detector = Detector(self._sessions[-1], detector)
 
-    def __enter__(self) -> PoseEstimator:
+    def __enter__(self) -> Self:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, tb: TracebackType | None) -> None:
@@ -51,8 +62,7 @@ class PoseEstimator:
     @property
     def backends(self) -> tuple[str, ...]:
         """What really runs, one line per session."""
-        sessions = self._path.sessions + ((self._detector.session,) if self._detector else ())
-        return tuple(session.backend for session in sessions)
+        return tuple(session.backend for session in self._sessions)
 
     def detect(self, image_rgb_u8: Image, intrinsics: Intrinsics) -> list[Detection]:
         """Objects of this path in the frame, best first. InputError when the bundle has no detector."""
@@ -93,10 +103,8 @@ class PoseEstimator:
 
     def close(self) -> None:
         """Close all sessions. Twice is harmless."""
-        for session in self._path.sessions:
+        for session in self._sessions:
             session.close()
-        if self._detector:
-            self._detector.session.close()
 
     def _estimate_some(
         self, image_rgb_u8: Image, intrinsics: Intrinsics, detections: Sequence[Detection]

@@ -17,6 +17,9 @@ class Entrance(nn.Module):
     mean, std: in RGB order, of pixels in 0..1.
     """
 
+    gain: Tensor
+    offset: Tensor
+
     def __init__(
         self, mean: Sequence[float] = IMAGENET_MEAN, std: Sequence[float] = IMAGENET_STD, bgr: bool = False
     ) -> None:

@@ -114,7 +114,7 @@ def of_label(maps: Tensor, label: Tensor | None, n_objects: int) -> Tensor:
     """
     if n_objects == 1 or label is None:
         return maps
-    batch, channels, height, width = maps.shape
+    _, channels, height, width = maps.shape
     hot = (label.view(-1, 1) == torch.arange(n_objects, device=maps.device)).to(maps.dtype)
     split = maps.view(-1, n_objects, channels // n_objects, height, width)
     return (split * hot.view(-1, n_objects, 1, 1, 1)).sum(dim=1)

@@ -176,7 +176,13 @@ class GdrTarget:
 
 
 def gdr_losses(
-    maps: Maps, R_allo: Tensor, site: Tensor, target: GdrTarget, R_allo_true: Tensor, site_true: Tensor, extents_m: Tensor
+    maps: Maps,
+    R_allo: Tensor,
+    site: Tensor,
+    target: GdrTarget,
+    R_allo_true: Tensor,
+    site_true: Tensor,
+    extents_m: Tensor,
 ) -> dict[str, Tensor]:
     """All terms of GDR-Net's loss, weight 1 each (paper, section 3.3; systems S5).
 

@@ -1,0 +1,319 @@
+"""Training pictures from the view bank: light, background, occluders and the camera's faults are added here.
+
+Every random choice comes from the caller's generator. Patches are square, uint8 RGB; the crop itself is cut by the one
+crop function of the runtime.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import cv2
+import numpy as np
+import numpy.typing as npt
+
+from posekit.export.reference.objects import ReferenceObject, reference_objects
+from posekit.export.reference.views import REFERENCE_CAMERA, ViewSet, read_views
+from posekit.runtime.crop import CropPreset, crop
+from posekit.runtime.intrinsics import Intrinsics
+from posekit.runtime.pose import Array, Pose, rotation_from_rotvec
+
+Rgb = npt.NDArray[np.uint8]
+Mask = npt.NDArray[np.bool_]
+
+CANVAS_PX = 240  # room around a 144 px patch for padded and jittered boxes
+BACKGROUNDS = 200
+MIN_VISIBLE = 0.35  # share of the silhouette that must stay visible
+
+
+@dataclass(frozen=True, eq=False)
+class Views:
+    """The opened bank: one set per reference object, in the order of their ids, and the clutter."""
+
+    objects: tuple[ViewSet, ...]
+    clutter: ViewSet
+
+    @staticmethod
+    def read(folder: Path) -> Views:
+        sets = read_views(folder)
+        clutter = sets.pop("clutter")
+        return Views(tuple(sorted(sets.values(), key=lambda s: s.object_id)), clutter)
+
+
+@dataclass(frozen=True, eq=False)
+class Sprite:
+    """A lit patch with its truth. rgb: (P, P, 3).  mask: (P, P).  coords_m: (P, P, 3), object frame, where mask."""
+
+    rgb: Rgb
+    mask: Mask
+    coords_m: npt.NDArray[np.float32]
+
+
+@dataclass(frozen=True, eq=False)
+class TrainingCrop:
+    """One example. pixels: (S, S, 3) uint8.  mask: (g, g) bool, visible.  coords_m: (g, g, 3).
+    cam_from_obj: in the full image's camera, symmetric objects in their canonical turn.
+    box_xyxy_px, warp, K: of the full image, as the estimator would feed them.  label: index of the object."""
+
+    pixels: Rgb
+    mask: Mask
+    coords_m: npt.NDArray[np.float32]
+    cam_from_obj: Pose
+    box_xyxy_px: Array
+    warp: Array
+    K: Array
+    label: int
+
+
+@dataclass(frozen=True)
+class Jitter:
+    """How far a detector's box may be off: standard deviations relative to the box's size, and of log scale."""
+
+    shift: float = 0.06
+    scale: float = 0.08
+
+
+def training_crop(
+    views: Views,
+    preset: CropPreset,
+    grid: int,
+    rng: np.random.Generator,
+    jitter: Jitter = Jitter(),
+    occlusion: float = 0.5,
+    label: int | None = None,
+) -> TrainingCrop:
+    """One random example: an object somewhere in the reference camera's image, on clutter, partly hidden."""
+    label = int(rng.integers(len(views.objects))) if label is None else label
+    view_set = views.objects[label]
+    i = int(rng.integers(len(view_set)))
+    angle = rng.uniform(-np.pi, np.pi)
+    sprite = turned(lit_sprite(view_set, i, rng), angle)
+    pose = Pose.from_rotvec([0.0, 0.0, angle]) @ Pose(view_set.arrays["R"][i], view_set.arrays["t_m"][i])
+    pose, coords_m = canonical(label_object(view_set.object_id), pose, sprite.coords_m)
+    canvas = _Canvas(background(rng, CANVAS_PX))
+    corner = (CANVAS_PX - sprite.mask.shape[0]) // 2
+    canvas.paste(sprite.rgb, sprite.mask, corner, corner, owner=1)
+    if rng.random() < occlusion:
+        _occlude(canvas, views, rng)
+    image = photographed(canvas.rgb, rng)
+    scale = view_set.arrays["warp"][i][0, 0]
+    return _cut(
+        image, canvas.owner == 1, coords_m, corner, pose, scale, angle, view_set, i, preset, grid, rng, jitter, label
+    )
+
+
+def _cut(
+    image: Rgb,
+    visible: Mask,
+    coords_m: npt.NDArray[np.float32],
+    corner: int,
+    pose: Pose,
+    scale: float,
+    angle: float,
+    view_set: ViewSet,
+    i: int,
+    preset: CropPreset,
+    grid: int,
+    rng: np.random.Generator,
+    jitter: Jitter,
+    label: int,
+) -> TrainingCrop:
+    """Through the runtime's crop function, once for the pixels; the truth is sampled at the cells of the grid."""
+    K = REFERENCE_CAMERA.K
+    # canvas_from_image: the patch's scale, its centre where the turned box centre now projects.
+    box0 = view_set.arrays["box_xyxy_px"][i]
+    turn = rotation_from_rotvec([0.0, 0.0, angle])[:2, :2]
+    principal = K[:2, 2]
+    centre = turn @ ((box0[:2] + box0[2:]) / 2 - principal) + principal
+    middle = corner + (coords_m.shape[0] - 1) / 2
+    shift = middle - scale * centre
+    box = jittered(mask_box(visible), jitter, rng)
+    camera = Intrinsics(np.array([[scale, 0, shift[0]], [0, scale, shift[1]], [0, 0, 1.0]]) @ K, CANVAS_PX, CANVAS_PX)
+    one = crop(image, box, camera, preset)
+    cells = (np.arange(grid) + 0.5) * preset.size_px / grid - 0.5
+    columns = np.rint((cells - one.warp[0, 2]) / one.warp[0, 0]).astype(int)
+    rows = np.rint((cells - one.warp[1, 2]) / one.warp[1, 1]).astype(int)
+    mask = sampled(visible, rows, columns)
+    coords = sampled(coords_m, rows - corner, columns - corner)
+    full_box = (box - np.tile(shift, 2)) / scale
+    warp = one.warp @ np.array([[scale, 0, shift[0]], [0, scale, shift[1]], [0, 0, 1.0]])
+    return TrainingCrop(one.pixels, mask, coords, pose, full_box, warp, K, label)
+
+
+def sampled(array: npt.NDArray[Any], rows: npt.NDArray[np.int64], columns: npt.NDArray[np.int64]) -> npt.NDArray[Any]:
+    """array[rows x columns], zero outside."""
+    height, width = array.shape[:2]
+    inside = ((rows >= 0) & (rows < height))[:, None] & ((columns >= 0) & (columns < width))[None, :]
+    out = array[np.clip(rows, 0, height - 1)[:, None], np.clip(columns, 0, width - 1)[None, :]].copy()
+    out[~inside] = 0
+    return out
+
+
+@cache
+def label_object(object_id: int) -> ReferenceObject:
+    return reference_objects()[object_id]
+
+
+def canonical(
+    thing: ReferenceObject, pose: Pose, coords_m: npt.NDArray[np.float32]
+) -> tuple[Pose, npt.NDArray[np.float32]]:
+    """A freely turning object is turned so that the camera lies in its x-z half plane, x > 0: one truth per picture."""
+    for axis, offset_m in thing.symmetries.continuous:
+        assert np.allclose(axis, [0, 0, 1]), "reference objects turn about z"
+        camera_in_object = pose.inverse().t_m - offset_m
+        angle = float(np.arctan2(camera_in_object[1], camera_in_object[0]))
+        turn = Pose.from_rotvec([0.0, 0.0, angle])
+        new_from_old = Pose(np.eye(3), offset_m) @ turn.inverse() @ Pose(np.eye(3), -np.asarray(offset_m))
+        pose = pose @ new_from_old.inverse()
+        coords_m = new_from_old.apply(coords_m).astype(np.float32)
+    return pose, coords_m
+
+
+def lit_sprite(view_set: ViewSet, i: int, rng: np.random.Generator) -> Sprite:
+    """Lambert and Blinn-Phong under one random lamp and ambient light, with a small random tint of the material."""
+    mask = view_set.arrays["mask"][i].astype(bool)
+    albedo = view_set.arrays["albedo"][i].astype(np.float32)
+    normal = view_set.arrays["normal"][i].astype(np.float32) * np.float32(1 / 127)
+    lamp = rng.normal((0.0, -0.3, -1.2), 1.0)
+    lamp = (lamp / np.linalg.norm(lamp)).astype(np.float32)
+    half = lamp + np.array([0, 0, -1], np.float32)
+    half /= np.linalg.norm(half)
+    ambient, diffuse, gloss = rng.uniform(0.25, 0.7), rng.uniform(0.3, 1.0), rng.uniform(0, 60) * (rng.random() < 0.5)
+    shade = np.float32(ambient) + np.float32(diffuse) * np.maximum(normal @ lamp, 0)
+    tint = (rng.uniform(0.85, 1.15, 3)).astype(np.float32)
+    rgb = albedo * shade[..., None] * tint
+    if gloss:
+        rgb += np.float32(gloss) * np.maximum(normal @ half, 0)[..., None] ** int(rng.integers(8, 40))
+    coords = view_set.coords_obj_m(i) if view_set.object_id >= 0 else np.zeros_like(albedo)
+    return Sprite(np.clip(rgb, 0, 255).astype(np.uint8), mask, coords)
+
+
+def turned(sprite: Sprite, angle_rad: float) -> Sprite:
+    """Turn the picture about the patch's centre, as a camera roll would: pixels by Rz(angle), y down."""
+    size = sprite.mask.shape[0]
+    c, s, m = np.cos(angle_rad), np.sin(angle_rad), (size - 1) / 2
+    warp = np.array([[c, -s, m - c * m + s * m], [s, c, m - s * m - c * m]])
+    rgb = cv2.warpAffine(sprite.rgb, warp, (size, size), flags=cv2.INTER_LINEAR, borderMode=cv2.BORDER_REPLICATE)
+    mask = cv2.warpAffine(sprite.mask.astype(np.uint8), warp, (size, size), flags=cv2.INTER_NEAREST)
+    coords = cv2.warpAffine(sprite.coords_m, warp, (size, size), flags=cv2.INTER_NEAREST)
+    return Sprite(np.asarray(rgb, np.uint8), np.asarray(mask) > 0, np.asarray(coords, np.float32))
+
+
+class _Canvas:
+    """rgb: the picture so far.  owner: (H, W) int, 0 background, else who was pasted last."""
+
+    def __init__(self, rgb: Rgb) -> None:
+        self.rgb = rgb
+        self.owner = np.zeros(rgb.shape[:2], dtype=np.int32)
+
+    def paste(self, rgb: Rgb, mask: Mask, x: int, y: int, owner: int) -> None:
+        """Top-left corner of the sprite at column x, row y; what is outside falls off."""
+        height, width = self.owner.shape
+        x0, y0, x1, y1 = max(x, 0), max(y, 0), min(x + mask.shape[1], width), min(y + mask.shape[0], height)
+        if x0 >= x1 or y0 >= y1:
+            return
+        part = mask[y0 - y : y1 - y, x0 - x : x1 - x]
+        self.rgb[y0:y1, x0:x1][part] = rgb[y0 - y : y1 - y, x0 - x : x1 - x][part]
+        self.owner[y0:y1, x0:x1][part] = owner
+
+
+def _occlude(canvas: _Canvas, views: Views, rng: np.random.Generator) -> None:
+    """Paste one or two other things over the object; undone where they would hide too much."""
+    for _ in range(int(rng.integers(1, 3))):
+        before = canvas.rgb.copy(), canvas.owner.copy()
+        sets = (*views.objects, views.clutter, views.clutter, views.clutter)
+        view_set = sets[int(rng.integers(len(sets)))]
+        sprite = lit_sprite(view_set, int(rng.integers(len(view_set))), rng)
+        size = int(rng.uniform(50, 150))
+        rgb = cv2.resize(sprite.rgb, (size, size), interpolation=cv2.INTER_AREA)
+        mask = cv2.resize(sprite.mask.astype(np.uint8), (size, size), interpolation=cv2.INTER_NEAREST) > 0
+        x, y = (int(v) for v in rng.uniform(CANVAS_PX * 0.15, CANVAS_PX * 0.85, 2) - size / 2)
+        canvas.paste(np.asarray(rgb, np.uint8), mask, x, y, owner=2)
+        if (canvas.owner == 1).sum() < MIN_VISIBLE * (before[1] == 1).sum():
+            canvas.rgb, canvas.owner = before
+
+
+def mask_box(mask: Mask) -> Array:
+    """Box around a mask, pixel centres at integers."""
+    rows, columns = np.flatnonzero(mask.any(axis=1)), np.flatnonzero(mask.any(axis=0))
+    return np.array([columns[0] - 0.5, rows[0] - 0.5, columns[-1] + 0.5, rows[-1] + 0.5])
+
+
+def jittered(box_xyxy_px: Array, jitter: Jitter, rng: np.random.Generator) -> Array:
+    size = box_xyxy_px[2:] - box_xyxy_px[:2]
+    centre = (box_xyxy_px[:2] + box_xyxy_px[2:]) / 2 + size * rng.normal(0, jitter.shift, 2)
+    half = size / 2 * np.exp(rng.normal(0, jitter.scale) + rng.normal(0, jitter.scale / 2, 2))
+    return np.concatenate([centre - half, centre + half])
+
+
+def background(rng: np.random.Generator, size_px: int) -> Rgb:
+    """A random window of a random procedural picture, (size_px, size_px, 3), writable."""
+    pool = _background_pool()
+    picture = pool[int(rng.integers(len(pool)))]
+    x, y = rng.integers(0, picture.shape[0] - size_px, 2)
+    window = picture[y : y + size_px, x : x + size_px]
+    if rng.random() < 0.5:
+        window = window[:, ::-1]
+    gain, lift = rng.uniform(0.5, 1.3), rng.uniform(-30, 30)
+    return np.asarray(cv2.convertScaleAbs(window, alpha=gain, beta=lift), np.uint8)
+
+
+@cache
+def _background_pool() -> tuple[Rgb, ...]:
+    rng = np.random.default_rng(12345)
+    return tuple(_procedural(rng, 384) for _ in range(BACKGROUNDS))
+
+
+def _procedural(rng: np.random.Generator, size: int) -> Rgb:
+    """Octaves of noise with random hard shapes: what a network must not mistake for an object."""
+    picture = np.zeros((size, size, 3), np.float32)
+    for cells in (2, 5, 12, 40, 120):
+        octave = rng.uniform(0, 255, (cells, cells, 3 if rng.random() < 0.6 else 1)).astype(np.float32)
+        octave = np.broadcast_to(octave, (cells, cells, 3)).copy()
+        mode = cv2.INTER_CUBIC if rng.random() < 0.7 else cv2.INTER_NEAREST
+        picture += np.asarray(cv2.resize(octave, (size, size), interpolation=mode)) * np.float32(
+            rng.dirichlet(np.ones(3))[0]
+        )
+    picture = np.clip(picture, 0, 255)
+    for _ in range(int(rng.integers(0, 25))):
+        colour = [float(c) for c in rng.uniform(0, 255, 3)]
+        x, y, r = (int(v) for v in rng.uniform(0, size, 3))
+        if rng.random() < 0.5:
+            corners = rng.normal((x, y), r / 4, (int(rng.integers(3, 7)), 2)).astype(np.int32)
+            cv2.fillPoly(picture, [corners], colour)
+        else:
+            cv2.circle(picture, (x, y), r // 4, colour, thickness=-1 if rng.random() < 0.6 else int(rng.integers(1, 8)))
+    return np.asarray(picture, np.uint8)
+
+
+def photographed(rgb: Rgb, rng: np.random.Generator) -> Rgb:
+    """Defocus or motion blur, exposure, white balance, gamma, sensor noise, sometimes JPEG."""
+    image = rgb
+    if rng.random() < 0.6:
+        image = np.asarray(cv2.GaussianBlur(image, (0, 0), rng.uniform(0.3, 1.6)), np.uint8)
+    if rng.random() < 0.15:
+        length = int(rng.integers(3, 8))
+        kernel = np.zeros((length, length), np.float32)
+        a = rng.uniform(0, np.pi)
+        m = (length - 1) / 2
+        for s in np.linspace(-m, m, 2 * length):
+            kernel[round(m + s * np.sin(a)), round(m + s * np.cos(a))] = 1
+        image = np.asarray(cv2.filter2D(image, -1, kernel / kernel.sum()), np.uint8)
+    levels = np.arange(256, dtype=np.float32) / 255
+    curves = [
+        255 * np.clip(levels ** rng.uniform(0.7, 1.4) * rng.uniform(0.6, 1.35) * g, 0, 1)
+        for g in rng.uniform(0.85, 1.15, 3)
+    ]
+    image = np.asarray(cv2.LUT(image, np.stack(curves, axis=-1).astype(np.uint8)[None]), np.uint8)
+    if rng.random() < 0.8:
+        noise: npt.NDArray[Any] = np.empty(image.shape, np.int16)
+        cv2.setRNGSeed(int(rng.integers(2**31)))
+        cv2.randn(noise, (0.0, 0.0, 0.0), (float(rng.uniform(1, 12)),) * 3)
+        image = np.asarray(cv2.add(image, noise, dtype=cv2.CV_8U), np.uint8)
+    if rng.random() < 0.2:
+        coded = cv2.imencode(".jpg", image, [cv2.IMWRITE_JPEG_QUALITY, int(rng.integers(40, 95))])[1]
+        image = np.asarray(cv2.imdecode(coded, cv2.IMREAD_COLOR), np.uint8)
+    return image

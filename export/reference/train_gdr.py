@@ -1,0 +1,140 @@
+"""Train the reference GDR-Net (maps and regressor, all three objects) on the view bank.
+
+Usage: python -m posekit.export.reference.train_gdr --views DIR --out runs/gdr --steps 6000
+Stop it at any time; the same command goes on.
+"""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import cv2
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.utils.data import DataLoader, IterableDataset, get_worker_info
+
+from posekit.export.networks.entrance import Entrance
+from posekit.export.networks.gdr_heads import image_coordinates
+from posekit.export.networks.geometry import allo_from_ego, rotation_from_6d, site_from_translation
+from posekit.export.reference.compose import TrainingCrop, Views, label_object, training_crop
+from posekit.export.reference.training import Batch, Plan, device_named, save_weights, train
+from posekit.export.reference.views import REFERENCE_CAMERA
+from posekit.export.systems.gdr_net import GdrNet, GdrTarget, gdr_losses
+from posekit.runtime.crop import CropPreset
+
+CROP = CropPreset("dzi", 96, pad=1.5)
+OPTIONS: dict[str, Any] = {
+    "backbone": "nano",
+    "crop_size_px": CROP.size_px,
+    "n_objects": 3,
+    "regions": 0,
+    "head_widths": (96, 64, 32),
+    "skips": True,
+    "pnp_width": 64,
+    "pnp_hidden": (256, 128),
+}
+# The maps feed PnP and regressor alike, so they weigh more than in the paper; z is in crop sides, about 4.
+WEIGHTS = {"xyz": 5.0, "mask": 1.0, "rotation": 1.0, "xy": 1.0, "z": 0.3}
+MODEL_POINTS = 500
+
+
+class Examples(IterableDataset[Batch]):
+    """Endless batches; every worker and every resumed run draws its own."""
+
+    def __init__(self, views: Path, grid: int, plan: Plan) -> None:
+        self.views, self.grid, self.plan = views, grid, plan
+
+    def __iter__(self) -> Iterator[Batch]:
+        cv2.setNumThreads(1)
+        worker = get_worker_info()
+        rng = np.random.default_rng([self.plan.seed, worker.id if worker else 0, int(torch.initial_seed() % 2**31)])
+        views = Views.read(self.views)
+        while True:
+            yield batch_of([training_crop(views, CROP, self.grid, rng) for _ in range(self.plan.batch)], views)
+
+
+def batch_of(examples: list[TrainingCrop], views: Views) -> Batch:
+    """Stack examples as float32 tensors; coordinates become 0..1 over the object's box."""
+    low = np.stack([views.objects[e.label].bbox_min_m for e in examples])
+    extents = np.stack([views.objects[e.label].extents_m for e in examples])
+    xyz = (np.stack([e.coords_m for e in examples]) - low[:, None, None]) / extents[:, None, None]
+    arrays = {
+        "crops": np.stack([e.pixels for e in examples]),
+        "label": np.array([e.label for e in examples]),
+        "mask": np.stack([e.mask for e in examples]).astype(np.float32),
+        "xyz": xyz.transpose(0, 3, 1, 2).astype(np.float32),
+        "R": np.stack([e.cam_from_obj.R for e in examples]).astype(np.float32),
+        "t": np.stack([e.cam_from_obj.t_m for e in examples]).astype(np.float32),
+        "box": np.stack([e.box_xyxy_px for e in examples]).astype(np.float32),
+        "warp": np.stack([e.warp for e in examples]).astype(np.float32),
+        "K": np.stack([e.K for e in examples]).astype(np.float32),
+        "extents": extents.astype(np.float32),
+    }
+    return {name: torch.from_numpy(array) for name, array in arrays.items()}
+
+
+class Losses:
+    """GDR-Net's losses on a batch, weighted."""
+
+    def __init__(self, object_ids: list[int], device: torch.device) -> None:
+        models = [label_object(i).model for i in object_ids]
+        self.points = torch.stack(
+            [torch.from_numpy(m.surface_points(MODEL_POINTS, seed=0)[0].astype(np.float32)) for m in models]
+        ).to(device)
+        self.entrance = Entrance(mean=(0, 0, 0), std=(1, 1, 1), bgr=True).to(device)
+        self.image_wh = torch.tensor([[REFERENCE_CAMERA.width_px, REFERENCE_CAMERA.height_px]], device=device).float()
+
+    def __call__(self, network: nn.Module, batch: Batch) -> dict[str, Tensor]:
+        assert isinstance(network, GdrNet)
+        size, grid = network.crop_size_px, network.grid
+        maps = network.maps(self.entrance(batch["crops"]), batch["label"])
+        image_wh = self.image_wh.expand(len(batch["label"]), 2)
+        r6, site = network.regress(maps, image_coordinates(batch["warp"], image_wh, size, grid), batch["extents"])
+        site_true = site_from_translation(batch["t"], batch["box"], batch["warp"], batch["K"], size, grid)
+        target = GdrTarget(batch["R"], batch["t"], batch["mask"], batch["xyz"], self.points[batch["label"]])
+        losses = gdr_losses(
+            maps,
+            rotation_from_6d(r6.float()),
+            site.float(),
+            target,
+            allo_from_ego(batch["R"], batch["t"]),
+            site_true,
+            batch["extents"],
+        )
+        return {name: WEIGHTS[name] * loss for name, loss in losses.items()}
+
+
+def main(arguments: list[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(prog="python -m posekit.export.reference.train_gdr", description=__doc__)
+    parser.add_argument("--views", type=Path, required=True)
+    parser.add_argument("--out", type=Path, required=True)
+    parser.add_argument("--steps", type=int, default=6000)
+    parser.add_argument("--batch", type=int, default=32)
+    parser.add_argument("--workers", type=int, default=1)
+    parser.add_argument("--device", default="auto")
+    parser.add_argument("--threads", type=int, default=1)
+    options = parser.parse_args(arguments)
+    plan = replace(Plan(options.steps), batch=options.batch)
+    device = device_named(options.device, options.threads)
+    torch.manual_seed(plan.seed)
+    network = GdrNet(**OPTIONS)
+    torch.seed()  # a resumed run must not draw the first run's examples again
+    loader = DataLoader(
+        Examples(options.views, network.grid, plan), batch_size=None, num_workers=options.workers, prefetch_factor=4
+    )
+    object_ids = [s.object_id for s in Views.read(options.views).objects]
+    trained = train(network, Losses(object_ids, device), loader, options.out, plan, device)
+    weights = options.out / "gdr_net.safetensors"
+    save_weights(
+        trained, weights, plan, {"object_ids": str(object_ids), "views": str(len(Views.read(options.views).objects[0]))}
+    )
+    print(f"wrote {weights}")
+
+
+if __name__ == "__main__":
+    main()
