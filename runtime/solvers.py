@@ -79,7 +79,10 @@ def _check(points_m: Array, pixels: Array, solver: SolverEntry) -> None:
         )
     if solver.method not in METHODS:
         raise InputError(
-            "solver method", got=solver.method, expected=f"one of {', '.join(METHODS)}", remedy="Correct the solver section."
+            "solver method",
+            got=solver.method,
+            expected=f"one of {', '.join(METHODS)}",
+            remedy="Correct the solver section.",
         )
 
 

@@ -30,7 +30,10 @@ def check_feed(feed: Feed, specs: Sequence[TensorSpec]) -> None:
     wanted = {spec.name for spec in specs}
     if set(feed) != wanted:
         raise SpecError(
-            "feed", got=sorted(feed), expected=sorted(wanted), remedy="Feed exactly the inputs that session.inputs lists."
+            "feed",
+            got=sorted(feed),
+            expected=sorted(wanted),
+            remedy="Feed exactly the inputs that session.inputs lists.",
         )
     sizes: dict[str, int] = {}
     for spec in specs:
