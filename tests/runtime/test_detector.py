@@ -87,7 +87,7 @@ def test_same_boxes_as_the_family(name: str, family: str, image_name: str) -> No
     # yolov5 and YOLOX undo the scale that was asked for, not the one that rounding gave: up to a pixel of the input.
     inexact = image_name == "rounded" and family in ("yolov5", "yolox")
     tolerance = np.array([max(width / wh[0], height / wh[1]) if inexact else 1e-3] * 4 + [1e-6, 0])
-    same = (np.abs(mine[:, None] - theirs[None]) <= tolerance).all(axis=2)
+    same: npt.NDArray[np.bool_] = np.all(np.abs(mine[:, None] - theirs[None]) <= tolerance, axis=2)
     assert len(theirs) > 5
     assert same[_thick(mine, tolerance[0])].any(axis=1).all()  # each of mine is one of theirs
     assert same[:, _thick(theirs, tolerance[0])].any(axis=0).all()  # and the other way round
