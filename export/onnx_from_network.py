@@ -1,0 +1,150 @@
+"""From an nn.Module to one ONNX file: exported, cleaned, checked, simplified, and compared with its source."""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+import time
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from onnx import ModelProto
+from torch import Tensor, nn
+
+from posekit.export.atomic import write_whole
+from posekit.export.example_feed import example_feed
+from posekit.export.onnx_graph import MAX_BYTES, OPSET, check_graph, refused, specs_from_graph, strip_origin
+from posekit.export.onnx_simplify import simplified
+from posekit.export.parity import ParityReport, check_parity
+from posekit.export.systems import GraphSource
+from posekit.runtime.backends.ort import OrtSession
+from posekit.runtime.errors import ExportError
+from posekit.runtime.tensor import TensorSpec
+
+EXAMPLE_SIZES = {"batch": 2, "views": 7}  # never 1: torch.export makes a constant of it
+
+
+@dataclass(frozen=True)
+class ExportedGraph:
+    """One graph on disk, verified.  simplification: what onnxsim did, or why its graph is not used."""
+
+    path: Path
+    inputs: tuple[TensorSpec, ...]
+    outputs: tuple[TensorSpec, ...]
+    nodes: int
+    size: int
+    sha256: str
+    seconds: float
+    simplification: str
+    parity: ParityReport
+
+
+def onnx_from_network(source: GraphSource, path: Path, *, opset: int = OPSET, simplify: bool = True) -> ExportedGraph:
+    """Export to `path`, whole or not at all. Equal weights give equal bytes.
+
+    Raises ExportError for a network that cannot be traced or a graph that breaks the contract, ParityError for other
+    numbers than the network's, OutputError.
+    """
+    start = time.perf_counter()
+    source.module.eval()
+    _check_names(source)
+
+    def check(model: ModelProto) -> None:
+        strip_origin(model)
+        check_graph(model, source.inputs, source.outputs, opset)
+
+    model = _traced(source, opset)
+    check(model)
+    how = "not simplified: not asked for"
+    if simplify:
+        model, how = simplified(model, source.inputs, check)
+    content = model.SerializeToString(deterministic=True)
+    session = OrtSession(content)
+    try:
+        parity = check_parity(source, session)
+    finally:
+        session.close()
+    write_whole(path, content)
+    inputs, outputs = specs_from_graph(model)
+    digest = hashlib.sha256(content).hexdigest()
+    seconds = time.perf_counter() - start
+    return ExportedGraph(path, inputs, outputs, len(model.graph.node), len(content), digest, seconds, how, parity)
+
+
+class _Positional(nn.Module):
+    """The one signature that the exporter sees, whatever the names and defaults of the network's own."""
+
+    def __init__(self, module: nn.Module) -> None:
+        super().__init__()
+        self.module = module
+
+    def forward(self, *feeds: Tensor) -> object:
+        return self.module(*feeds)
+
+
+def _traced(source: GraphSource, opset: int) -> ModelProto:
+    feed = example_feed(source.inputs, EXAMPLE_SIZES)
+    axes = tuple({i: n for i, n in enumerate(spec.shape) if isinstance(n, str)} for spec in source.inputs)
+    try:
+        with _silence():
+            program = torch.onnx.export(
+                _Positional(source.module).eval(),
+                tuple(torch.from_numpy(feed[spec.name]) for spec in source.inputs),
+                dynamo=True,
+                external_data=False,
+                verbose=False,
+                opset_version=opset,
+                input_names=[spec.name for spec in source.inputs],
+                output_names=list(source.outputs),
+                dynamic_shapes=(axes,),
+            )
+            assert program is not None
+            model = program.model_proto
+    except Exception as error:  # the exporter runs the user's forward, which may raise anything
+        raise ExportError(
+            f"export of the {source.role} graph",
+            got=_root_cause(error),
+            expected="a network that torch.export can trace",
+            remedy="Avoid control flow and shapes that depend on values; run forward once in eval mode.",
+        ) from error
+    if model.ByteSize() > MAX_BYTES:
+        raise refused(f"{model.ByteSize()} bytes", f"at most {MAX_BYTES}", "Export a smaller network.")
+    return model
+
+
+def _check_names(source: GraphSource) -> None:
+    """An output that is called like a parameter makes an invalid graph (seen with torch 2.13)."""
+    taken = {name for name, _ in (*source.module.named_parameters(), *source.module.named_buffers())}
+    taken |= {spec.name for spec in source.inputs}
+    clash = sorted(taken & set(source.outputs))
+    if clash or len(set(source.outputs)) != len(source.outputs):
+        raise ExportError(
+            f"outputs of the {source.role} graph",
+            got=f"{clash[0]!r}, which is also a parameter or input" if clash else f"a name twice in {source.outputs}",
+            expected="names of their own",
+            remedy="Rename the parameter or the output.",
+        )
+
+
+@contextmanager
+def _silence() -> Iterator[None]:
+    """The exporter warns and logs about things that the checks here decide."""
+    before = logging.root.manager.disable
+    logging.disable(logging.ERROR)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        logging.disable(before)
+
+
+def _root_cause(error: BaseException) -> str:
+    while error.__cause__ is not None:
+        error = error.__cause__
+    lines = str(error).strip().splitlines()
+    return f"{type(error).__name__}: {lines[0][:300] if lines else ''}"
