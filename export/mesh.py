@@ -77,19 +77,19 @@ class ObjectModel:
     colours_rgb_u8: Image
     texture: Texture | None = None
 
-    @property
+    @cached_property
     def bbox_min_m(self) -> Floats:
         return np.asarray(self.vertices_m.min(axis=0))
 
-    @property
+    @cached_property
     def bbox_max_m(self) -> Floats:
         return np.asarray(self.vertices_m.max(axis=0))
 
-    @property
+    @cached_property
     def bbox_centre_m(self) -> Floats:
         return np.asarray((self.bbox_min_m + self.bbox_max_m) / 2)
 
-    @property
+    @cached_property
     def extents_m(self) -> Floats:
         return self.bbox_max_m - self.bbox_min_m
 

@@ -22,6 +22,7 @@ Placement = tuple[int, Pose]
 
 DISPLAY_GAMMA = 2.2
 NEAR_M = 1e-3
+IDENTITY = np.eye(3)
 SHADOW_OFFSET_M = 1e-4  # lifts a shadow ray off the surface it starts on
 LINEAR_FROM_U8 = ((np.arange(256) / 255.0) ** DISPLAY_GAMMA).astype(np.float32)
 
@@ -101,39 +102,39 @@ class Renderer:
     def shadowed(
         self, placements: Sequence[Placement], points_cam_m: npt.NDArray[Any], to_light: npt.NDArray[Any]
     ) -> npt.NDArray[np.bool_]:
-        """(N,) bool: does any placed object stand between a point (N, 3) and the distant light?
+        """(N,) bool: does any placed object stand between a point (N, 3) and the distant light at to_light (3,), unit?
 
-        to_light: (3,) for all points or (N, 3), unit. Start the points slightly off their own surface
-        (SHADOW_OFFSET_M).
+        Start the points slightly off their own surface (SHADOW_OFFSET_M).
         """
-        points = np.asarray(points_cam_m, np.float32)
-        directions = np.broadcast_to(np.asarray(to_light, np.float32), points.shape)
+        points, light = np.asarray(points_cam_m, np.float32), np.asarray(to_light, np.float32)
+        along_light, squared = points @ light, np.einsum("ij,ij->i", points, points)
         dark = np.zeros(len(points), np.bool_)
         for object_id, cam_from_obj in placements:
             model = self.models[object_id]
-            offset = cam_from_obj.apply(model.bbox_centre_m).astype(np.float32) - points
-            along = np.einsum("ij,ij->i", offset, directions)
+            centre = cam_from_obj.apply(model.bbox_centre_m).astype(np.float32)
             radius = float(np.linalg.norm(model.extents_m)) / 2
-            missed_by = np.einsum("ij,ij->i", offset, offset) - along**2
-            near = np.flatnonzero((missed_by < radius**2) & (along > -radius) & ~dark)
+            along = float(centre @ light) - along_light
+            missed_by = float(centre @ centre) - 2 * (points @ centre) + squared - along**2
+            near = np.flatnonzero((missed_by < radius**2 + 1e-5) & (along > -radius) & ~dark)
             if near.size:
                 R = cam_from_obj.R.astype(np.float32)
                 start = (points[near] - cam_from_obj.t_m.astype(np.float32)) @ R
-                hit = self._scenes[object_id].run(start, np.ascontiguousarray(directions[near] @ R), query="OCCLUDED")
-                dark[near] = hit != -1
+                directions = np.tile(light @ R, (near.size, 1))
+                dark[near] = self._scenes[object_id].run(start, directions, query="OCCLUDED") != -1
         return dark
 
     def _hits(self, object_id: int, cam_from_obj: Pose, intrinsics: Intrinsics, pixels: Array) -> _Hits:
         """First hits of the rays through pixels (N, 2). Directions keep z = 1, so Embree's distance is the depth."""
-        rays = intrinsics.rays(pixels)
-        directions = np.ascontiguousarray(rays @ cam_from_obj.R, np.float32)
+        u, v, one = (cam_from_obj.R.T @ np.linalg.inv(intrinsics.K)).T
+        exact = pixels[:, :1] * u + (pixels[:, 1:] * v + one)
+        directions = exact.astype(np.float32)
         eye = cam_from_obj.inverse().t_m
         origins = np.empty_like(directions)
         origins[:] = eye
         found = self._scenes[object_id].run(origins, directions, output=1)
         ray = np.flatnonzero(found["primID"] >= 0)
         depth = found["tfar"][ray].astype(np.float64)
-        points = eye + depth[:, None] * (rays[ray] @ cam_from_obj.R)
+        points = eye + depth[:, None] * exact[ray]
         u, v = found["u"][ray], found["v"][ray]
         return _Hits(
             ray=ray,
@@ -242,27 +243,40 @@ def pixel_grid(window: tuple[slice, slice]) -> Array:
     return np.stack([u.ravel(), v.ravel()], axis=-1).astype(np.float64)
 
 
+def ray_map(intrinsics: Intrinsics, turned: npt.ArrayLike = IDENTITY) -> Array:
+    """(H, W, 3): the rays (z = 1) of all pixel centres, each multiplied by the matrix `turned` (3, 3).
+
+    One outer sum of rows and columns: several times faster than a product per pixel.
+    """
+    u, v, one = (np.asarray(turned, np.float64) @ np.linalg.inv(intrinsics.K)).T
+    rows = np.arange(intrinsics.height_px)[:, None, None] * v + one
+    return np.asarray(np.arange(intrinsics.width_px)[None, :, None] * u + rows)
+
+
 def shaded_linear(rendering: Rendering, lighting: Lighting, light_visibility: Floats | None = None) -> Floats:
     """(H, W, 3) linear light: ambient + Lambert + Blinn-Phong.
 
     light_visibility: (L, H, W) in 0..1, 0 = in shadow.
     """
-    normal = rendering.normal_cam
-    h, w = rendering.depth_m.shape
-    diffuse = np.broadcast_to(lighting.ambient.astype(np.float32), (h, w, 3)).copy()
-    gloss = np.zeros((h, w, 3), np.float32)
-    to_eye = -rendering.intrinsics.rays(pixel_grid((slice(0, h), slice(0, w)))).astype(np.float32).reshape(h, w, 3)
-    to_eye /= np.linalg.norm(to_eye, axis=-1, keepdims=True)
-    for k, (to_light, colour) in enumerate(zip(lighting.to_light, lighting.colours, strict=True)):
-        direct = np.clip(normal @ to_light.astype(np.float32), 0, None)
-        half = to_eye + to_light.astype(np.float32)
-        half /= np.maximum(np.linalg.norm(half, axis=-1, keepdims=True), 1e-6)
-        mirrored = np.clip(np.einsum("hwc,hwc->hw", normal, half), 0, None) ** lighting.shininess * (direct > 0)
-        if light_visibility is not None:
-            direct, mirrored = direct * light_visibility[k], mirrored * light_visibility[k]
-        diffuse += direct[..., None] * colour.astype(np.float32)
-        gloss += (lighting.specular * mirrored)[..., None] * colour.astype(np.float32)
-    return np.asarray(LINEAR_FROM_U8[rendering.albedo_rgb_u8] * diffuse + gloss) * rendering.mask[..., None]
+    mask = rendering.mask
+    normal = rendering.normal_cam[mask]
+    to_eye = -ray_map(rendering.intrinsics)[mask].astype(np.float32)
+    to_eye /= np.sqrt(np.einsum("nc,nc->n", to_eye, to_eye))[:, None]
+    diffuse = np.broadcast_to(lighting.ambient.astype(np.float32), normal.shape).copy()
+    gloss = np.zeros_like(diffuse)
+    for k, (towards, colour) in enumerate(zip(lighting.to_light, lighting.colours, strict=True)):
+        to_light, tint = towards.astype(np.float32), colour.astype(np.float32)
+        visible = np.float32(1) if light_visibility is None else light_visibility[k][mask]
+        direct = np.clip(np.einsum("nc,c->n", normal, to_light), 0, None) * visible
+        diffuse += direct[:, None] * tint
+        if lighting.specular > 0:
+            half = to_eye + to_light
+            cosine = np.einsum("nc,nc->n", normal, half) / np.sqrt(np.einsum("nc,nc->n", half, half) + 1e-12)
+            mirrored = np.float32(lighting.specular) * np.clip(cosine, 0, None) ** np.float32(lighting.shininess)
+            gloss += (mirrored * (direct > 0) * visible)[:, None] * tint
+    linear = np.zeros(rendering.normal_cam.shape, np.float32)
+    linear[mask] = LINEAR_FROM_U8[rendering.albedo_rgb_u8[mask]] * diffuse + gloss
+    return linear
 
 
 def shade(rendering: Rendering, lighting: Lighting) -> Image:

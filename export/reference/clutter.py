@@ -59,8 +59,9 @@ def _angle(rng: np.random.Generator) -> Mesh:
         rng.uniform(0.3, 0.8),
         rng.uniform(0.06, 0.2),
     )
-    plates = ([[0, 0, 0], [long_, wide, thick]], [[0, 0, thick], [thick, wide, tall]])
-    return trimesh.util.concatenate([trimesh.creation.box(bounds=bounds) for bounds in plates])
+    flat = trimesh.creation.box(bounds=[[0.0, 0.0, 0.0], [long_, wide, thick]])
+    upright = trimesh.creation.box(bounds=[[0.0, 0.0, thick], [thick, wide, tall]])
+    return trimesh.util.concatenate([flat, upright])
 
 
 SHAPES: tuple[Callable[[np.random.Generator], Mesh], ...] = (

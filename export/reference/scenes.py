@@ -34,9 +34,9 @@ from posekit.export.render import (
     Renderer,
     Rendering,
     encoded,
-    pixel_grid,
     projected_box,
     random_lighting,
+    ray_map,
     shaded_linear,
 )
 from posekit.runtime.errors import OutputError
@@ -47,8 +47,9 @@ from posekit.runtime.symmetry import bop_from_symmetries
 Floats = npt.NDArray[np.float32]
 Image = npt.NDArray[np.uint8]
 
-CLUTTER_COUNT, CLUTTER_SEED = 160, 77  # other shapes than the view bank's
+CLUTTER_COUNT, CLUTTER_SEED = 80, 77  # other shapes than the view bank's
 SUPERSAMPLE = 2
+BAND_ROWS = 40
 MIN_VISIBLE = 0.3  # of each reference object, or the layout is drawn again
 CROWDING = 0.7  # bounding spheres may overlap down to this share of the sum of radii
 BACKDROP_M = 2.5
@@ -251,10 +252,27 @@ def box_of_mask(mask: npt.NDArray[np.bool_]) -> Array:
 def _lit(
     renderer: Renderer, layout: Layout, lighting: Lighting, camera: Intrinsics, rng: np.random.Generator
 ) -> Floats:
-    """(H, W, 3) linear light, supersampled and averaged; the first light throws a shadow."""
+    """(H, W, 3) linear light, supersampled and averaged; the first light throws a shadow.
+
+    Bands of rows, because each then fits the processor's cache.
+    """
+    shadow_rays = _shadow_rays(lighting.to_light[0], rng)
+    bands = [
+        _rows(camera, top, min(BAND_ROWS, camera.height_px - top)) for top in range(0, camera.height_px, BAND_ROWS)
+    ]
+    return np.concatenate([_lit_band(renderer, layout, lighting, shadow_rays, band) for band in bands])
+
+
+def _rows(camera: Intrinsics, top: int, count: int) -> Intrinsics:
+    """The camera that sees `count` rows from `top` on."""
+    K = camera.K.copy()
+    K[1, 2] -= top
+    return Intrinsics(K, camera.width_px, count)
+
+
+def _lit_band(renderer: Renderer, layout: Layout, lighting: Lighting, shadow_rays: Array, camera: Intrinsics) -> Floats:
     fine = _with_surroundings(renderer.render(layout.placements, _finer(camera)), layout.floor)
-    coarse = _every(fine, SUPERSAMPLE)
-    shadow = _shadow(renderer, layout, lighting.to_light[0], coarse, rng)
+    shadow = _shadow(renderer, layout, shadow_rays, _every(fine, SUPERSAMPLE))
     h, w = fine.depth_m.shape
     visibility = np.ones((len(lighting.to_light), h, w), np.float32)
     visibility[0] = cv2.resize(1 - shadow, (w, h), interpolation=cv2.INTER_LINEAR)
@@ -270,25 +288,27 @@ def _finer(camera: Intrinsics) -> Intrinsics:
 
 
 def _every(fine: Rendering, step: int) -> Rendering:
-    """Every step-th pixel; only the arrays matter to shadows."""
+    """Every step-th pixel of each row and column, and the camera that sees just these."""
     names = ("albedo_rgb_u8", "normal_cam", "depth_m", "coords_obj_m", "object_index")
-    return replace(fine, **{name: getattr(fine, name)[::step, ::step] for name in names})
+    arrays = {name: getattr(fine, name)[::step, ::step] for name in names}
+    h, w = arrays["depth_m"].shape
+    camera = Intrinsics(np.diag([1 / step, 1 / step, 1.0]) @ fine.intrinsics.K, w, h)
+    return replace(fine, intrinsics=camera, **arrays)
 
 
 def _with_surroundings(seen: Rendering, floor: Floor) -> Rendering:
     """Fill what shows no object with the floor, and what is beyond the floor's horizon with the backdrop."""
-    h, w = seen.depth_m.shape
-    rays = seen.intrinsics.rays(pixel_grid((slice(0, h), slice(0, w)))).reshape(h, w, 3)
-    slope = rays @ floor.normal
+    to_plane = rotation_about_ray(-floor.normal).T  # its z axis runs away from the camera, along -normal
+    rays = ray_map(seen.intrinsics, to_plane)
+    slope = -rays[..., 2]
     reach = np.where(slope < -1e-3, -floor.distance_m / np.minimum(slope, -1e-3), np.inf)
     on_floor = ~seen.mask & (reach < BACKDROP_M)
     on_backdrop = ~seen.mask & ~on_floor
     depth = np.where(seen.mask, seen.depth_m, np.minimum(reach, BACKDROP_M)).astype(np.float32)
     albedo, normal = seen.albedo_rgb_u8.copy(), seen.normal_cam.copy()
-    to_plane = rotation_about_ray(-floor.normal).T  # its z axis is the plane's
-    plane = ((rays * depth[..., None]) @ to_plane.T)[..., :2] * (TEXTURE_PX / floor.texture_m)
+    plane = rays[..., :2] * (depth * (TEXTURE_PX / floor.texture_m))[..., None]
     albedo[on_floor] = _tiled(floor.texture, plane)[on_floor]
-    albedo[on_backdrop] = _tiled(floor.backdrop, rays[..., :2] * TEXTURE_PX)[on_backdrop]
+    albedo[on_backdrop] = _tiled(floor.backdrop, ray_map(seen.intrinsics)[..., :2] * TEXTURE_PX)[on_backdrop]
     normal[on_floor] = floor.normal
     normal[on_backdrop] = (0.0, 0.0, -1.0)
     index = np.where(seen.mask, seen.object_index, seen.object_index.max() + 1).astype(np.int32)
@@ -297,25 +317,27 @@ def _with_surroundings(seen: Rendering, floor: Floor) -> Rendering:
 
 def _tiled(texture: Image, at: npt.NDArray[Any]) -> Image:
     side = texture.shape[0]
-    folded = np.mod(at, side).astype(np.float32)
-    looked_up = cv2.remap(texture, folded[..., 0], folded[..., 1], cv2.INTER_LINEAR, borderMode=cv2.BORDER_WRAP)
+    folded = (side - np.abs(np.mod(at, 2 * side) - side)).astype(np.float32)  # mirrored: no seams
+    looked_up = cv2.remap(texture, folded[..., 0], folded[..., 1], cv2.INTER_LINEAR, borderMode=cv2.BORDER_REPLICATE)
     return np.asarray(looked_up, np.uint8)
 
 
-def _shadow(renderer: Renderer, layout: Layout, to_light: Array, seen: Rendering, rng: np.random.Generator) -> Floats:
-    """(H, W) share of the light that is blocked: hard for a point, soft (four directions) for a wide light."""
-    h, w = seen.depth_m.shape
-    step = seen.intrinsics.width_px / w
-    columns, rows = np.meshgrid(np.arange(w) * step, np.arange(h) * step)
-    points = seen.intrinsics.rays(np.stack([columns, rows], axis=-1)) * seen.depth_m[..., None]
-    points = (points + seen.normal_cam * (5 * SHADOW_OFFSET_M)).reshape(-1, 3)
+def _shadow_rays(to_light: Array, rng: np.random.Generator) -> Array:
+    """(K, 3) directions to one light: a single one for a point, four for a light with some width."""
     width = rng.uniform(0.0, 0.12) if rng.random() < 0.7 else 0.0
-    directions = [to_light + width * rng.normal(size=3) for _ in range(4 if width else 1)]
-    lit = (seen.normal_cam.reshape(-1, 3) @ to_light) > 0
+    directions = to_light + width * rng.normal(size=(4 if width else 1, 3))
+    return np.asarray(directions / np.linalg.norm(directions, axis=1, keepdims=True))
+
+
+def _shadow(renderer: Renderer, layout: Layout, shadow_rays: Array, seen: Rendering) -> Floats:
+    """(H, W) share of the light that is blocked."""
+    points = ray_map(seen.intrinsics) * seen.depth_m[..., None]
+    points = (points + seen.normal_cam * (5 * SHADOW_OFFSET_M)).reshape(-1, 3)
+    lit = (seen.normal_cam.reshape(-1, 3) @ shadow_rays.mean(axis=0)) > 0
     total = np.zeros(len(points), np.float32)
-    for direction in directions:
-        total[lit] += renderer.shadowed(layout.placements, points[lit], direction / np.linalg.norm(direction))
-    return (total / len(directions)).reshape(h, w)
+    for direction in shadow_rays:
+        total[lit] += renderer.shadowed(layout.placements, points[lit], direction)
+    return np.asarray(total / np.float32(len(shadow_rays))).reshape(seen.depth_m.shape)
 
 
 # Camera
@@ -352,7 +374,7 @@ def _vignette(shape: tuple[int, int], strength: float) -> Floats:
     h, w = shape
     y, x = np.mgrid[:h, :w]
     r2 = ((x - w / 2) ** 2 + (y - h / 2) ** 2) / (w * w / 4 + h * h / 4)
-    return (1 - strength * r2).astype(np.float32)[..., None]
+    return np.asarray(1 - strength * r2, np.float32)[..., None]
 
 
 # BOP files

@@ -31,8 +31,10 @@ def noise(rng: np.random.Generator, dimensions: int, octaves: int = 4) -> Patter
     spread = np.sqrt((strength**2).sum() / 2)
 
     def weight(points: Array) -> Array:
-        raw = np.sin(points @ direction.T + phase) @ strength / spread
-        return np.asarray(np.clip(0.5 + 0.3 * raw, 0, 1))
+        raw = np.zeros(len(points), np.float32)  # single precision: sines are the cost of a picture
+        for wave, start, amplitude in zip(direction, phase, strength, strict=True):
+            raw += np.float32(amplitude) * np.sin((points @ wave + start).astype(np.float32))
+        return np.asarray(np.clip(0.5 + 0.3 * raw / spread, 0, 1), np.float64)
 
     return weight
 
@@ -90,7 +92,7 @@ def random_paint(rng: np.random.Generator, dimensions: int, period: float) -> Ca
         q = points / period
         w, v = outer(q)[:, None], inner(q * finer)[:, None]
         colour = a * (1 - w) + (b * (1 - v) + c * v) * w + grain_strength * (grain(q)[:, None] - 0.5)
-        return np.clip(colour, 0, 255).astype(np.uint8)
+        return np.asarray(np.clip(colour, 0, 255), np.uint8)
 
     return paint
 
