@@ -11,7 +11,8 @@ from torch import Tensor
 
 def unit(x: Tensor, dim: int = 1) -> Tensor:
     """x / |x| along dim; zeros stay zeros. Broadcasts, where the library's normalize expands in the exported graph."""
-    return x / torch.linalg.vector_norm(x, dim=dim, keepdim=True).clamp(min=1e-12)
+    out: Tensor = x / torch.linalg.vector_norm(x, dim=dim, keepdim=True).clamp(min=1e-12)
+    return out
 
 
 def rotation_from_6d(r6: Tensor) -> Tensor:

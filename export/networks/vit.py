@@ -22,7 +22,9 @@ class Attention(nn.Module):
         self.proj = nn.Linear(dim, dim)
 
     def forward(self, x: Tensor) -> Tensor:
-        q, k, v = self.qkv(x).unflatten(2, (3, self.heads, -1)).permute(2, 0, 3, 1, 4).unbind(0)
+        q, k, v = (
+            self.qkv(x).unflatten(2, (3 * self.heads, -1)).transpose(1, 2).chunk(3, dim=1)
+        )  # (B, heads, tokens, -1)
         # Scaled before the product, softmax in float32: safe when the trunk is half precision.
         attention = F.softmax(((q * self.scale) @ k.transpose(-2, -1)).float(), dim=-1).to(v.dtype)
         out: Tensor = self.proj((attention @ v).transpose(1, 2).flatten(2))
