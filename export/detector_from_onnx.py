@@ -7,16 +7,17 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from posekit.export.onnx_graph import FORBIDDEN, check_graph, strip_origin
 from posekit.runtime.detector import FAMILIES, Family, family_named
 from posekit.runtime.errors import ExportError, RecipeError
+from posekit.runtime.tensor import TensorSpec
 
 if TYPE_CHECKING:
     import onnx
 
 OPSETS = range(11, 24)
 STANDARD_DOMAINS = ("", "ai.onnx")
-# Shapes that depend on values: no engine can plan them. Suppression is the host's work.
-REFUSED_OPS = {"NonMaxSuppression", "NonZero", "Unique", "Compress", "Loop", "Scan", "If"}
+REFUSED_OPS = {*FORBIDDEN, "Loop", "Scan", "If"}
 THIRD_PARTY = tuple(name for name, family in FAMILIES.items() if set(family.shapes((32, 32), 1)) == {"predictions"})
 # What a licence asks to be kept; the rest of a file's metadata is dropped.
 KEPT_METADATA = ("license", "author")
@@ -40,6 +41,7 @@ def detector_graph_from_onnx(
         raise _refused(path, f"family {family!r}", f"one of {', '.join(THIRD_PARTY)}", "posekit exports its own.")
     model = _loaded(path)
     _check_ops(path, model)
+    opset = model.opset_import[0].version
     wh = _fix_input(path, model, input_wh_px)
     model = _with_known_shapes(path, model)
     _keep_predictions(path, model, row, family, wh, class_count)
@@ -47,7 +49,7 @@ def detector_graph_from_onnx(
     _prepend_entrance(model, row, wh)
     model.graph.output[0].name = _renamed(model, model.graph.output[0].name, "predictions")
     _strip(model)
-    onnx.checker.check_model(model, full_check=True)
+    check_graph(model, (TensorSpec("image", "uint8", (1, wh[1], wh[0], 3)),), ("predictions",), opset)
     return model
 
 
@@ -110,6 +112,7 @@ def _loaded(path: Path | str) -> onnx.ModelProto:
 
 
 def _check_ops(path: Path | str, model: onnx.ModelProto) -> None:
+    """Refuse what engines cannot run; afterwards the standard operators are the only ones imported."""
     opsets = {entry.domain: entry.version for entry in model.opset_import}
     foreign = sorted({node.domain for node in model.graph.node} - set(STANDARD_DOMAINS))
     opset = opsets.get("", opsets.get("ai.onnx", 0))
@@ -122,6 +125,8 @@ def _check_ops(path: Path | str, model: onnx.ModelProto) -> None:
     if refused:
         remedy = "Export it without suppression (nms=False) and with static shapes."
         raise _refused(path, f"operators {', '.join(refused)}", "a graph of fixed shapes", remedy)
+    del model.opset_import[:]
+    model.opset_import.add(domain="", version=opset)
 
 
 def _fix_input(path: Path | str, model: onnx.ModelProto, input_wh_px: tuple[int, int] | None) -> tuple[int, int]:
@@ -233,13 +238,9 @@ def _renamed(model: onnx.ModelProto, old: str, new: str) -> str:
 def _strip(model: onnx.ModelProto) -> None:
     """No paths, dates or stack traces of the exporting machine; authorship stays."""
     kept = [(p.key, p.value) for p in model.metadata_props if p.key in KEPT_METADATA]
-    del model.metadata_props[:], model.graph.metadata_props[:], model.graph.value_info[:]
+    strip_origin(model)
     for key, value in kept:
         model.metadata_props.add(key=key, value=value)
-    model.doc_string = model.graph.doc_string = ""
-    for thing in (*model.graph.node, *model.graph.initializer, *model.graph.input, *model.graph.output):
-        thing.doc_string = ""
-        del thing.metadata_props[:]
 
 
 def _dims(value: onnx.ValueInfoProto) -> list[int | str]:

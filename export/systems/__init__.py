@@ -64,6 +64,7 @@ SYSTEMS: dict[str, str] = {
     "template-pose": "posekit.export.systems.template_pose",
     "gdr-net": "posekit.export.systems.gdr_net",
     "surfemb-regressor": "posekit.export.systems.surfemb_regressor",
+    "anchor-free": "posekit.export.systems.anchor_free",
 }
 
 
