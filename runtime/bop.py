@@ -134,8 +134,8 @@ def _truth(folder: Path, images: Mapping[int, Path]) -> dict[int, tuple[TrueObje
     gt_path, info_path = folder / "scene_gt.json", folder / "scene_gt_info.json"
     if not gt_path.is_file():
         return None
-    poses = _entries(gt_path, images)
-    boxes = _entries(info_path, images) if info_path.is_file() else {}
+    poses = _rows(gt_path, images)
+    boxes = _rows(info_path, images) if info_path.is_file() else {}
     truth = {}
     for im_id, entries in poses.items():
         infos = boxes.get(im_id, [{}] * len(entries))
@@ -188,6 +188,15 @@ def _entries(path: Path, images: Mapping[int, Path]) -> dict[int, Any]:
     if missing:
         raise _malformed(path, missing[0], "no entry", "one entry per image in rgb/")
     return {im_id: table[im_id] for im_id in images}
+
+
+def _rows(path: Path, images: Mapping[int, Path]) -> dict[int, list[dict[str, Any]]]:
+    """Entries that are lists of tables, one per object."""
+    entries = _entries(path, images)
+    for im_id, entry in entries.items():
+        if not isinstance(entry, list) or not all(isinstance(row, dict) for row in entry):
+            raise _malformed(path, im_id, repr(entry)[:60], "a list of tables, one per object")
+    return entries
 
 
 def _table(path: Path) -> dict[str, Any]:

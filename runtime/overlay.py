@@ -31,20 +31,21 @@ SHARP_RAD = np.deg2rad(35.0)  # faces that meet at more than this show an edge
 MAX_EDGES = 500  # beyond this a model is a rough scan and its edges say nothing
 FINE_PX = 1200  # side of the enlarged silhouette; larger ones gain nothing
 NEAR_M = 1e-3
-BEHIND = 0.02  # of the object's distance: how far behind the surface a point counts as hidden
+AXIS_SHARE = 0.4  # of the model's size
+FACE_SHARE = 0.04  # of the model's size: faces are cut smaller than this, and what is deeper than this is hidden
 LINE_STEPS = 12  # points on a line, so that distortion bends it and hidden parts drop out
 
 
 @dataclass(frozen=True, eq=False)
 class Outline:
-    """A model made ready for drawing, once per object.
+    """A model made ready for drawing, once per object; all in the object frame.
 
-    model: its mesh.   edges_m: (E, 2, 3) sharp edges in the object frame.   axis_m: length of the drawn axes.
+    triangles_m: (F, 3, 3) its faces, cut small.   edges_m: (E, 2, 3) sharp edges.   size_m: diagonal of its box.
     """
 
-    model: ObjectModel
+    triangles_m: Array
     edges_m: Array
-    axis_m: float
+    size_m: float
 
 
 @dataclass(frozen=True, eq=False)
@@ -74,7 +75,7 @@ def outline_from(model: ObjectModel) -> Outline:
     sharp = (n_faces != 2) | (np.linalg.norm(sums, axis=1) < 2 * np.cos(SHARP_RAD / 2))
     kept = edges[sharp] if np.count_nonzero(sharp) <= MAX_EDGES else edges[:0]
     size_m = float(np.linalg.norm(np.ptp(vertices, axis=0)))
-    return Outline(model, vertices[kept], 0.4 * size_m)
+    return Outline(_cut_small(corners, FACE_SHARE * size_m), vertices[kept], size_m)
 
 
 def draw_poses(image_rgb_u8: Image, intrinsics: Intrinsics, drawings: Sequence[Drawing]) -> Image:
@@ -97,13 +98,25 @@ def _welded(model: ObjectModel) -> tuple[Array, Ints]:
     return vertices, faces[distinct]
 
 
+def _cut_small(triangles_m: Array, longest_m: float) -> Array:
+    """Quarter triangles (F, 3, 3) until no side is longer, so that one depth per face is true enough."""
+    sides = np.linalg.norm(triangles_m - np.roll(triangles_m, -1, axis=1), axis=2).max(axis=1, initial=0)
+    large, small = triangles_m[sides > longest_m], triangles_m[sides <= longest_m]
+    if len(large) == 0:
+        return np.asarray(small)
+    a, b, c = large[:, 0], large[:, 1], large[:, 2]
+    ab, bc, ca = (a + b) / 2, (b + c) / 2, (c + a) / 2
+    quarters = [np.stack(corners, axis=1) for corners in ((a, ab, ca), (ab, b, bc), (ca, bc, c), (ab, bc, ca))]
+    return np.asarray(np.concatenate([small, _cut_small(np.concatenate(quarters), longest_m)]))
+
+
 def _draw(image: Image, intrinsics: Intrinsics, drawing: Drawing) -> None:
     import cv2
 
     surface = _surface(intrinsics, drawing)
     if surface is not None:
         _draw_silhouette(image, surface, drawing)
-        edges = _visible_segments(drawing.cam_from_obj.apply(drawing.outline.edges_m), intrinsics, surface)
+        edges = _visible_segments(intrinsics, drawing, surface)
         cv2.polylines(image, edges, False, drawing.colour, 1, cv2.LINE_AA, SHIFT)
     if drawing.box_xyxy_px is not None:
         x0, y0, x1, y1 = drawing.box_xyxy_px
@@ -133,24 +146,21 @@ def _surface(intrinsics: Intrinsics, drawing: Drawing) -> _Surface | None:
     """Paint the faces from far to near, enlarged; None when nothing of the object is in the picture."""
     import cv2
 
-    points = drawing.cam_from_obj.apply(drawing.outline.model.vertices_m)
-    faces = drawing.outline.model.faces
-    faces = faces[_drawable(points, intrinsics)[faces].all(axis=1)]
-    if len(faces) == 0:
+    triangles = drawing.cam_from_obj.apply(drawing.outline.triangles_m)
+    triangles = triangles[_drawable(triangles, intrinsics).all(axis=1)]
+    if len(triangles) == 0:
         return None
-    used = np.unique(faces)
-    pixels = np.zeros((len(points), 2))
-    pixels[used] = intrinsics.project(points[used])
+    pixels = intrinsics.project(triangles)
     size = np.array([intrinsics.width_px, intrinsics.height_px])
-    low = np.clip(np.floor(pixels[used].min(axis=0)) - 2, -2, size + 1)
-    high = np.clip(np.ceil(pixels[used].max(axis=0)) + 2, -2, size + 1)
+    low = np.clip(np.floor(pixels.min(axis=(0, 1))) - 2, -2, size + 1)
+    high = np.clip(np.ceil(pixels.max(axis=(0, 1))) + 2, -2, size + 1)
     if (high - low < 5).any():
         return None
     scale = float(np.clip(FINE_PX / (high - low).max(), 1, 4))
     depth_m = np.zeros(np.ceil((high - low) * scale).astype(int)[::-1] + 1, np.float32)
-    z = points[faces][..., 2].mean(axis=1)
+    z = triangles[..., 2].mean(axis=1)
     order = np.argsort(-z)
-    for triangle, z_face in zip(_fixed((pixels - low) * scale)[faces[order]], z[order].tolist(), strict=True):
+    for triangle, z_face in zip(_fixed((pixels[order] - low) * scale), z[order].tolist(), strict=True):
         cv2.fillConvexPoly(depth_m, triangle, z_face, cv2.LINE_8, SHIFT)
     return _Surface(depth_m, low, scale)
 
@@ -183,16 +193,17 @@ def _smooth(contour: npt.NDArray[Any]) -> Array:
     return np.asarray((np.roll(c, 1, axis=0) + c + np.roll(c, -1, axis=0)) / 3)
 
 
-def _visible_segments(ends_m: Array, intrinsics: Intrinsics, surface: _Surface) -> list[npt.NDArray[np.int32]]:
-    """Edges (E, 2, 3) in the camera frame -> the short pieces of them that no face hides, ready for polylines."""
+def _visible_segments(intrinsics: Intrinsics, drawing: Drawing, surface: _Surface) -> list[npt.NDArray[np.int32]]:
+    """The short pieces of the sharp edges that no face hides, ready for polylines."""
+    ends = drawing.cam_from_obj.apply(drawing.outline.edges_m)
     share = np.linspace(0.0, 1.0, LINE_STEPS)[:, None]
-    points = ends_m[:, :1] * (1 - share) + ends_m[:, 1:] * share
+    points = ends[:, :1] * (1 - share) + ends[:, 1:] * share
     points = points[_drawable(points, intrinsics).all(axis=1)]
     if len(points) == 0:
         return []
     pixels = intrinsics.project(points)
     depth_m = surface.at(pixels)
-    seen = (depth_m == 0) | (points[..., 2] <= depth_m * (1 + BEHIND))
+    seen = (depth_m == 0) | (points[..., 2] <= depth_m + FACE_SHARE * drawing.outline.size_m)
     pieces = np.stack([pixels[:, :-1], pixels[:, 1:]], axis=2)[seen[:, :-1] & seen[:, 1:]]
     return list(_fixed(pieces))
 
@@ -200,7 +211,7 @@ def _visible_segments(ends_m: Array, intrinsics: Intrinsics, surface: _Surface) 
 def _draw_axes(image: Image, intrinsics: Intrinsics, drawing: Drawing) -> None:
     import cv2
 
-    share = np.linspace(0.0, drawing.outline.axis_m, LINE_STEPS)[:, None]
+    share = np.linspace(0.0, AXIS_SHARE * drawing.outline.size_m, LINE_STEPS)[:, None]
     for axis, colour in zip(np.eye(3), AXIS_COLOURS, strict=True):
         points = drawing.cam_from_obj.apply(share * axis)
         if _drawable(points, intrinsics).all():
@@ -228,7 +239,7 @@ def _draw_label(image: Image, intrinsics: Intrinsics, drawing: Drawing) -> None:
 
 
 def _origin_px(intrinsics: Intrinsics, drawing: Drawing) -> Array | None:
-    centre_m = drawing.cam_from_obj.apply(drawing.outline.model.vertices_m.mean(axis=0))
+    centre_m = drawing.cam_from_obj.apply(drawing.outline.triangles_m.mean(axis=(0, 1)))
     return intrinsics.project(centre_m) if bool(_drawable(centre_m, intrinsics)) else None
 
 

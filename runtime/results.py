@@ -72,7 +72,8 @@ def records_from(
 
 @final
 class ResultsWriter:
-    """Appends records to PATH.partial, line by line; close() renames. As a context manager, only success renames."""
+    """Appends records to PATH.partial, line by line; close() renames. As a context manager, only success renames;
+    what failed before the first record leaves nothing."""
 
     def __init__(self, path: Path | str) -> None:
         """Start a file; its suffix, .jsonl or .csv, says the form. OutputError if it cannot be written."""
@@ -99,8 +100,11 @@ class ResultsWriter:
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, tb: TracebackType | None) -> None:
         if error is None:
             self.close()
+        elif self.n_records:
+            self._file.close()
         else:
             self._file.close()
+            self.partial_path.unlink(missing_ok=True)
 
     def write(self, records: Sequence[PoseRecord]) -> None:
         """Append the records of one image, all or none. OutputError if the disk refuses."""

@@ -1,5 +1,136 @@
-"""The command line: parse, one call, render."""
+"""The command line: parse, one call, render. Heavy imports stay inside the commands; --help loads none."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from typer.core import TyperGroup
+
+from posekit.runtime.errors import BackendError, PosekitError
+
+INVALID_INPUT, ENVIRONMENT = 2, 3
+# What a missing module needs; cv2 and onnxruntime come as system packages on some devices.
+EXTRAS = {
+    "cv2": "onnx", "onnxruntime": "onnx", "openvino": "openvino", "tensorrt": "tensorrt", "torch": "export",
+    "onnx": "export", "scipy": "export", "trimesh": "export", "safetensors": "export", "embreex": "export",
+}  # fmt: skip
+
+
+class Boundary(TyperGroup):
+    """Where errors end: one message and an exit code, never a traceback for what posekit foresaw."""
+
+    def invoke(self, ctx: Any) -> Any:
+        try:
+            return super().invoke(ctx)
+        except PosekitError as error:
+            raise _exit(error) from error
+        except ModuleNotFoundError as error:
+            if error.name not in EXTRAS:
+                raise
+            raise _exit(_missing(error.name)) from error
+
+
+def _exit(error: PosekitError) -> typer.Exit:
+    from posekit.render import show_error
+
+    show_error(error)
+    return typer.Exit(ENVIRONMENT if isinstance(error, BackendError) else INVALID_INPUT)
+
+
+def _missing(module: str) -> BackendError:
+    return BackendError(
+        f"package {module}",
+        got="not installed",
+        expected="it for this command",
+        remedy=f"pip install 'posekit[{EXTRAS[module]}]'",
+    )
+
+
+app = typer.Typer(
+    cls=Boundary,
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+    help="6D object pose on the edge: trained models to verified bundles, bundles to poses.",
+)
+bank_app = typer.Typer(no_args_is_help=True, help="Template banks: views of an object as its embedder sees them.")
+app.add_typer(bank_app, name="bank")
+
+BundlePath = Annotated[Path, typer.Argument(metavar="X.posekit", help="The bundle.", show_default=False)]
+AsJson = Annotated[bool, typer.Option("--json", help="One JSON object on stdout instead of tables.")]
+
+
+def _version(wanted: bool) -> None:
+    if wanted:
+        from posekit import __version__
+
+        typer.echo(f"posekit {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def root(
+    version: Annotated[bool, typer.Option("--version", callback=_version, is_eager=True, help="Print it.")] = False,
+) -> None:
+    """6D object pose on the edge: trained models to verified bundles, bundles to poses."""
+
+
+@app.command()
+def run(
+    bundle: BundlePath,
+    source: Annotated[
+        str, typer.Argument(help="Image, folder, video, camera index or BOP data set.", show_default=False)
+    ],
+    camera: Annotated[Path | None, typer.Option(help="Intrinsics as JSON; a BOP data set brings its own.")] = None,
+    boxes: Annotated[
+        str | None, typer.Option(help="Box file (JSON), or gt for true boxes. Default: the detector.")
+    ] = None,
+    path: Annotated[str | None, typer.Option(help="Pose path. Default: the bundle's own.")] = None,
+    backend: Annotated[str, typer.Option(help="auto, or a backend by name.")] = "auto",
+    output: Annotated[Path | None, typer.Option("-o", "--output", help="Poses: .jsonl, or .csv for BOP.")] = None,
+    overlay: Annotated[Path | None, typer.Option(help="Folder for frames with poses drawn on them.")] = None,
+    gt: Annotated[bool, typer.Option("--gt", help="Score against the data set's ground truth.")] = False,
+    max_frames: Annotated[int | None, typer.Option(min=1, help="Stop after so many.")] = None,
+    json: AsJson = False,
+) -> None:
+    """Estimate poses in frames."""
+    from posekit import render
+    from posekit.sequence import RunRequest, run_sequence
+
+    request = RunRequest(bundle, source, camera, boxes, path, backend, output, overlay, gt, max_frames)
+    with render.progress("estimating") as update:
+        outcome = run_sequence(request, update)
+    render.show_json(outcome) if json else render.show_run(request, outcome)
+
+
+@app.command()
+def inspect(bundle: BundlePath, json: AsJson = False) -> None:
+    """Show what is in a bundle, after verifying every member."""
+    from posekit import render
+    from posekit.runtime.bundle import Bundle
+
+    with Bundle(bundle) as opened:
+        manifest = opened.manifest
+    render.show_json(manifest) if json else render.show_bundle(manifest, str(bundle))
+
+
+@app.command()
+def systems(json: AsJson = False) -> None:
+    """List the published systems that posekit can export."""
+    from posekit import render
+    from posekit.export.systems import SYSTEMS, system_named
+
+    found = [system_named(name) for name in SYSTEMS]
+    rows = [(s.name, s.title, s.source, " ".join(s.paths), f"{s.crop.rule} {s.crop.size_px} px") for s in found]
+    columns = ("name", "title", "source", "paths", "crop")
+    if json:
+        render.show_json([dict(zip(columns, row, strict=True)) for row in rows])
+    else:
+        render.show_rows("systems", columns, rows, then=["posekit export RECIPE.toml -o X.posekit"])
 
 
 def main() -> None:
     """Entry point of the `posekit` command."""
+    app()

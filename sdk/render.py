@@ -1,0 +1,199 @@
+"""What people and programs see: tables and progress for a terminal, one JSON object for a program."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
+
+from posekit.runtime.errors import PosekitError
+from posekit.runtime.records import plain_from
+
+if TYPE_CHECKING:
+    from posekit.benchmarks.accuracy import Accuracy, ObjectAccuracy
+    from posekit.runtime.manifest import Manifest
+    from posekit.sequence import RunOutcome, RunRequest
+
+Update = Callable[[int, int | None], None]
+BYTES_PER_MB = 1e6
+PIPED_WIDTH = 200  # a pipe has no width; do not fold tables for it
+
+
+def show_error(error: PosekitError) -> None:
+    """On stderr: a red panel on a terminal, one plain line elsewhere."""
+    if not sys.stderr.isatty():
+        print(f"error: {error}", file=sys.stderr)
+        return
+    from rich.console import Console
+    from rich.panel import Panel
+    from rich.text import Text
+
+    body = Text.assemble(
+        (f"{error.what}\n", "bold"),
+        ("got       ", "dim"), f"{error.got}\n",
+        ("expected  ", "dim"), f"{error.expected}\n\n",
+        (error.remedy, "green"),
+    )  # fmt: skip
+    Console(stderr=True).print(Panel(body, title=type(error).__name__, border_style="red", title_align="left"))
+
+
+def show_json(value: Any) -> None:
+    """One JSON object on stdout and nothing else."""
+    print(json.dumps(plain_from(value), indent=1, ensure_ascii=False))
+
+
+@contextmanager
+def progress(title: str) -> Iterator[Update]:
+    """A bar on stderr while something long runs; silent where stderr is no terminal."""
+    from rich.console import Console
+    from rich.progress import (
+        BarColumn,
+        MofNCompleteColumn,
+        Progress,
+        TextColumn,
+        TimeElapsedColumn,
+        TimeRemainingColumn,
+    )
+
+    console = Console(stderr=True)
+    columns = (
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeElapsedColumn(),
+        TimeRemainingColumn(),
+    )
+    with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as bar:
+        task = bar.add_task(title, total=None)
+        yield lambda done, total: bar.update(task, completed=done, total=total)
+
+
+def show_run(request: RunRequest, outcome: RunOutcome) -> None:
+    """Counts, what ran where, time per stage, accuracy, files, and what to try next."""
+    missed = outcome.n_detections - outcome.n_estimates
+    _line(
+        f"[bold]{outcome.n_estimates}[/] poses in {outcome.n_frames} frames"
+        + (f", {missed} boxes without a pose" * (missed > 0))
+    )
+    _line(f"path [bold]{outcome.path}[/] on {'; '.join(outcome.backends)}")
+    times = [(name, f"{t.p50_ms:.2f}", f"{t.p95_ms:.2f}", str(t.n)) for name, t in outcome.timings.items()]
+    _table("time per frame, wall clock, first frame included", ("stage", "p50 ms", "p95 ms", "frames"), times)
+    if outcome.accuracy:
+        _show_accuracy(outcome.accuracy)
+    for path in outcome.written:
+        _line(f"wrote [bold]{path}[/]")
+    _next(_after_run(request, outcome))
+
+
+def show_bundle(manifest: Manifest, where: str) -> None:
+    """Objects, graphs, paths, members and provenance of a bundle."""
+    size = sum(member.size for member in manifest.files.values())
+    _line(
+        f"[bold]{manifest.name}[/], system {manifest.system}, {size / BYTES_PER_MB:.1f} MB in {len(manifest.files)} members, all verified"
+    )
+    objects = [(str(o.id), o.name, f"{o.diameter_m * 1000:.1f}", _symmetry(o)) for o in manifest.objects]
+    _table("objects", ("id", "name", "diameter mm", "symmetry"), objects)
+    graphs = [
+        (name, g.role, " ".join(g.variants), "\n".join(map(str, g.inputs)), "\n".join(map(str, g.outputs)))
+        for name, g in manifest.graphs.items()
+    ]
+    _table("graphs", ("name", "role", "precisions", "inputs", "outputs"), graphs)
+    paths = [
+        (name + " (default)" * (name == manifest.default_path), p.kind, p.graph, " ".join(map(str, p.object_ids)),
+         f"{p.crop.rule} {p.crop.size_px} px")
+        for name, p in manifest.paths.items()
+    ]  # fmt: skip
+    _table("paths", ("name", "kind", "graph", "objects", "crop"), paths)
+    members = [(name, f"{m.size / BYTES_PER_MB:.2f}", m.sha256[:12]) for name, m in manifest.files.items()]
+    _table("members", ("name", "MB", "sha256"), members)
+    _table("provenance", ("what", "value"), list(manifest.provenance.items()))
+    boxes = "" if manifest.detector else " --boxes BOXES.json"
+    _next([f"posekit run {where} FRAMES --camera CAM.json{boxes} -o poses.jsonl --overlay overlays"])
+
+
+def show_rows(title: str, columns: Sequence[str], rows: Iterable[Sequence[str]], *, then: Sequence[str] = ()) -> None:
+    """Any table, and what to try next."""
+    _table(title, columns, rows)
+    _next(then)
+
+
+def show_written(what: str, path: object, *, then: Sequence[str]) -> None:
+    """One line for a file, and what to try next."""
+    _line(f"wrote {what} [bold]{path}[/]")
+    _next(then)
+
+
+def _show_accuracy(accuracy: Accuracy) -> None:
+    columns = (
+        "object",
+        "true",
+        "found",
+        "ADD(-S) 0.1d",
+        "AR MSSD",
+        "AR MSPD",
+        "rot p50 deg",
+        "trans p50 mm",
+        "boxes found",
+    )
+    rows = [_accuracy_row(row) for row in (*accuracy.per_object, accuracy.total)]
+    _table("accuracy (recalls over all true objects, medians over found ones, symmetry-aware)", columns, rows)
+
+
+def _accuracy_row(row: ObjectAccuracy) -> tuple[str, ...]:
+    shares = (f"{share:.1%}" for share in (row.recall_add, row.ar_mssd, row.ar_mspd))
+    medians = (_number(value) for value in (row.rotation_p50_deg, row.translation_p50_mm))
+    boxes = "-" if row.detection_recall is None else f"{row.detection_recall:.1%}"
+    return row.name, str(row.n_true), str(row.n_matched), *shares, *medians, boxes
+
+
+def _number(value: float | None) -> str:
+    return "-" if value is None else f"{value:.2f}"
+
+
+def _symmetry(entry: Any) -> str:
+    kinds = {"discrete": len(entry.symmetries_discrete), "continuous": len(entry.symmetries_continuous)}
+    return ", ".join(f"{count} {kind}" for kind, count in kinds.items() if count) or "none"
+
+
+def _after_run(request: RunRequest, outcome: RunOutcome) -> list[str]:
+    run = f"posekit run {request.bundle} {request.source}"
+    tips = [] if outcome.written else [f"{run} -o poses.jsonl --overlay overlays    keep poses and pictures"]
+    return [*tips, f"posekit inspect {request.bundle}    what is in the bundle"]
+
+
+def _table(title: str, columns: Sequence[str], rows: Iterable[Sequence[str]]) -> None:
+    from rich import box
+    from rich.table import Table
+
+    rows = [tuple(row) for row in rows]
+    if not rows:
+        return
+    table = Table(title=title, title_justify="left", title_style="bold", box=box.SIMPLE_HEAD, pad_edge=False)
+    for i, column in enumerate(columns):
+        table.add_column(
+            column, justify="right" if all(_is_number(row[i]) for row in rows) else "left", overflow="fold"
+        )
+    for row in rows:
+        table.add_row(*row)
+    _console().print(table, markup=False)
+
+
+def _is_number(text: str) -> bool:
+    return text == "-" or text.removesuffix("%").replace(".", "", 1).isdecimal()
+
+
+def _next(commands: Sequence[str]) -> None:
+    for command in commands:
+        _console().print(f"next: {command}", style="dim", markup=False, soft_wrap=True, highlight=False)
+
+
+def _line(text: str) -> None:
+    _console().print(text, soft_wrap=True, highlight=False)
+
+
+def _console() -> Any:
+    from rich.console import Console
+
+    return Console(width=None if sys.stdout.isatty() else PIPED_WIDTH)
