@@ -9,6 +9,7 @@ import numpy as np
 import trimesh
 
 from posekit.export.mesh import ObjectModel, model_from_arrays
+from posekit.export.reference.objects import CREASE_RAD
 from posekit.export.reference.textures import random_paint
 
 FIRST_CLUTTER_ID = 1001
@@ -81,7 +82,7 @@ def clutter_model(shape: Callable[[np.random.Generator], Mesh], rng: np.random.G
     """One random object of a shape, centred at its bounding box, up to a random diameter."""
     mesh = shape(rng)
     size = float(np.linalg.norm(mesh.extents))
-    mesh = trimesh.graph.smooth_shade(mesh.subdivide_to_size(size / FINENESS), angle=np.radians(35))
+    mesh = trimesh.graph.smooth_shade(mesh.subdivide_to_size(size / FINENESS), angle=CREASE_RAD, facet_minarea=None)
     diameter = float(rng.uniform(*DIAMETER_M))
     vertices = (np.asarray(mesh.vertices) - mesh.bounds.mean(axis=0)) * (diameter / size)
     paint = random_paint(rng, 3, diameter * float(rng.uniform(0.15, 0.8)))

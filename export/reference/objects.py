@@ -57,7 +57,7 @@ def joined(parts: Sequence[tuple[Mesh, Paint]]) -> ObjectModel:
     hulls = [ConvexHull(mesh.vertices).equations for mesh, _ in parts]
     vertices, faces, normals, colours, start = [], [], [], [], 0
     for k, (mesh, paint) in enumerate(parts):
-        smooth = trimesh.graph.smooth_shade(mesh, angle=CREASE_RAD)
+        smooth = trimesh.graph.smooth_shade(mesh, angle=CREASE_RAD, facet_minarea=None)
         points, unit = np.asarray(smooth.vertices), np.asarray(smooth.vertex_normals)
         buried = np.zeros(len(points), np.bool_)
         for other in (hull for j, hull in enumerate(hulls) if j != k):
@@ -228,7 +228,9 @@ def _bottle() -> ObjectModel:
     even = np.union1d(np.linspace(0, along[-1], 80), along)
     profile = np.stack([np.interp(even, along, coarse[:, k]) for k in range(2)], axis=-1)
     profile[[0, -1], 0] = 0.0
-    mesh = trimesh.graph.smooth_shade(trimesh.creation.revolve(profile, sections=60), angle=CREASE_RAD)
+    mesh = trimesh.graph.smooth_shade(
+        trimesh.creation.revolve(profile, sections=60), angle=CREASE_RAD, facet_minarea=None
+    )
     starts = np.array([height for height, _ in BOTTLE_BANDS]) / 1000
     palette = np.array([colour for _, colour in BOTTLE_BANDS], np.uint8)
     band = np.searchsorted(starts, mesh.vertices[:, 2], side="right") - 1

@@ -118,17 +118,21 @@ def patch_camera(camera: Intrinsics, warp: Array) -> Intrinsics:
 
 
 def write_views(
-    folder: Path, views: int, seed: int, advance: Callable[[str, int, int], None] = lambda name, done, total: None
+    folder: Path,
+    views: int,
+    seed: int,
+    advance: Callable[[str, int, int], None] = lambda name, done, total: None,
+    clutter_count: int = CLUTTER_COUNT,
+    clutter_views: int = CLUTTER_VIEWS,
 ) -> None:
     """Render the bank into `folder`; what an interrupted run finished is kept. `advance` hears (set, done, total)."""
     folder.mkdir(parents=True, exist_ok=True)
     objects = reference_objects()
-    clutter = clutter_models(CLUTTER_COUNT, seed)
+    clutter = clutter_models(clutter_count, seed)
     renderer = Renderer({object_id: o.model for object_id, o in objects.items()} | clutter)
     for object_id, thing in objects.items():
         _write_set(folder / thing.name, renderer, [object_id] * views, seed, advance)
-    # One clutter object after the other; a set of 40 views shows each from all sides.
-    _write_set(folder / "clutter", renderer, [i for i in clutter for _ in range(CLUTTER_VIEWS)], seed, advance)
+    _write_set(folder / "clutter", renderer, [i for i in clutter for _ in range(clutter_views)], seed, advance)
     index = {
         "format": FORMAT,
         "seed": seed,
@@ -146,7 +150,7 @@ def write_views(
             | bop_from_symmetries(thing.symmetries)
             for object_id, thing in objects.items()
         },
-        "clutter": {"objects": CLUTTER_COUNT, "views_each": CLUTTER_VIEWS},
+        "clutter": {"objects": clutter_count, "views_each": clutter_views},
     }
     _replace(folder / "views.json", json.dumps(index, indent=1))
 
