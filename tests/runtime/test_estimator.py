@@ -1,0 +1,157 @@
+"""The estimator end to end on toy bundles whose answers are known, and what it refuses."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+from toy_bundles import bank_bytes, perfect_maps
+
+from posekit.runtime.bank import bank_from_bytes
+from posekit.runtime.bundle import Bundle
+from posekit.runtime.crop import CropPreset
+from posekit.runtime.detection import Detection
+from posekit.runtime.errors import BankError, BundleError, InputError
+from posekit.runtime.estimator import CROPS_AT_ONCE, PoseEstimator
+from posekit.runtime.intrinsics import Intrinsics
+from posekit.runtime.pose import Pose, rotation_angle_rad
+from posekit.runtime.profiler import StageProfiler, no_stage
+
+CAMERA = Intrinsics(np.array([[100.0, 0, 50], [0, 100, 50], [0, 0, 1]]), 101, 101)
+BOX = np.array([40.0, 40, 60, 60])
+Write = Callable[..., Path]
+
+
+def frame(colour: tuple[int, int, int] = (0, 0, 0)) -> np.ndarray:
+    image = np.zeros((101, 101, 3), np.uint8)
+    image[:] = colour
+    return image
+
+
+def test_regressor_reads_the_geometry_feeds(toy_bundle: Write) -> None:
+    t_of_box = np.array([[0.01, 0, 0], [0, 0.01, 0], [0, 0, 0.01], [0, 0, 0.0]])
+    with Bundle(toy_bundle(t_of_box=t_of_box)) as bundle, PoseEstimator(bundle) as estimator:
+        (estimate,) = estimator.estimate(frame(), CAMERA, [Detection(2, 0.9, BOX)])
+    assert estimate.object_id == 2
+    assert np.allclose(estimate.cam_from_obj.t_m, [0.4, 0.4, 1.6], atol=1e-6)
+    assert estimate.score == 1.0
+
+
+def test_more_detections_than_one_batch_keep_their_order(toy_bundle: Write) -> None:
+    t_of_box = np.array([[0.001, 0, 0], [0, 0, 0], [0, 0, 0], [0, 0, 0.0]])
+    detections = [Detection(1, 0.5, BOX + [i, 0, 0, 0]) for i in np.linspace(-30, 10, 2 * CROPS_AT_ONCE + 3)]
+    with Bundle(toy_bundle(t_of_box=t_of_box)) as bundle, PoseEstimator(bundle) as estimator:
+        estimates = estimator.estimate(frame(), CAMERA, detections)
+    x = [e.cam_from_obj.t_m[0] for e in estimates]
+    assert np.allclose(x, [d.box_xyxy_px[0] * 0.001 for d in detections], atol=1e-6)
+
+
+def test_a_pose_behind_the_camera_is_absent(toy_bundle: Write) -> None:
+    t_of_box = np.array([[0, 0, -0.1], [0, 0, 0], [0, 0, 0], [0, 0, 0.0]])
+    with Bundle(toy_bundle(t_of_box=t_of_box)) as bundle, PoseEstimator(bundle) as estimator:
+        assert estimator.estimate(frame(), CAMERA, [Detection(1, 0.9, BOX)]) == []
+
+
+@pytest.mark.parametrize(("colour", "view"), [((255, 0, 0), 0), ((0, 200, 0), 1), ((90, 0, 90), 5)])
+def test_bank_finds_the_view_and_the_box_its_place(toy_bundle: Write, colour: tuple[int, int, int], view: int) -> None:
+    with Bundle(toy_bundle()) as bundle, PoseEstimator(bundle, path="bank") as estimator:
+        detections = [Detection(2, 0.9, BOX), Detection(1, 0.9, np.array([45.0, 45, 55, 55]))]
+        near, far = estimator.estimate(frame(colour), CAMERA, detections)
+    turn = Pose.from_rotvec([0, 0, view * np.pi / 3])
+    for estimate, z in ((near, 1.0), (far, 2.0)):
+        assert rotation_angle_rad(estimate.cam_from_obj.R, turn.R) < 1e-3
+        assert np.allclose(estimate.cam_from_obj.t_m, [0, 0, z], atol=1e-5)
+        assert estimate.score == pytest.approx(1.0, abs=1e-3)
+    assert (near.object_id, far.object_id) == (2, 1)
+
+
+def test_correspondences_are_solved_in_the_crop(toy_bundle: Write) -> None:
+    truth = Pose.from_rotvec([0.4, -0.9, 0.2], [0.0, 0.0, 0.7])
+    scale = 32 / 24  # a 20 px box padded 1.2 in a 32 px crop
+    K_crop = np.array([[scale, 0, 15.5 - scale * 50], [0, scale, 15.5 - scale * 50], [0, 0, 1]]) @ CAMERA.K
+    mask, coords = perfect_maps(truth, K_crop, crop_px=32, grid=16, radius_m=0.05)
+    with Bundle(toy_bundle(mask=mask, coords_m=coords)) as bundle, PoseEstimator(bundle, path="epnp") as estimator:
+        (estimate,) = estimator.estimate(frame(), CAMERA, [Detection(1, 0.9, BOX)])
+    assert rotation_angle_rad(estimate.cam_from_obj.R, truth.R) < 1e-2
+    assert np.allclose(estimate.cam_from_obj.t_m, truth.t_m, atol=1e-3)
+
+
+def test_no_consensus_is_no_estimate(toy_bundle: Write) -> None:
+    with Bundle(toy_bundle()) as bundle, PoseEstimator(bundle, path="epnp") as estimator:
+        assert estimator.estimate(frame(), CAMERA, [Detection(1, 0.9, BOX)]) == []
+
+
+def test_nothing_detected_is_nothing_estimated(toy_bundle: Write) -> None:
+    with Bundle(toy_bundle()) as bundle, PoseEstimator(bundle) as estimator:
+        assert estimator.estimate(frame(), CAMERA, []) == []
+
+
+def test_stages_are_timed_only_when_asked(toy_bundle: Write) -> None:
+    profiler = StageProfiler()
+    with Bundle(toy_bundle()) as bundle:
+        for stage in (no_stage, profiler.stage):
+            with PoseEstimator(bundle, stage=stage) as estimator:
+                estimator.estimate(frame(), CAMERA, [Detection(1, 0.9, BOX)])
+    assert set(profiler.samples_ns) == {"crop", "network", "decode"}
+    assert all(len(samples) == 1 and samples[0] > 0 for samples in profiler.samples_ns.values())
+    assert set(profiler.median_ms()) == set(profiler.samples_ns)
+
+
+@pytest.mark.parametrize(
+    ("image", "detections", "cause"),
+    [
+        (np.zeros((101, 101), np.uint8), [], "frame"),
+        (np.zeros((50, 101, 3), np.uint8), [], "frame"),
+        (np.zeros((101, 101, 3)), [], "frame"),
+        (frame(), [Detection(7, 0.9, BOX)], "object id 7"),
+        (frame(), [Detection(1, 0.9, BOX + 500)], "overlaps"),
+        (frame(), None, "no detector"),
+    ],
+)
+def test_bad_input_is_refused(
+    toy_bundle: Write, image: np.ndarray, detections: list[Detection] | None, cause: str
+) -> None:
+    with Bundle(toy_bundle()) as bundle, PoseEstimator(bundle) as estimator:
+        with pytest.raises(InputError, match=cause):
+            estimator.estimate(image, CAMERA, detections)
+        assert len(estimator.estimate(frame(), CAMERA, [Detection(1, 0.9, BOX)])) == 1  # and it still works
+
+
+def test_unknown_path_is_refused(toy_bundle: Write) -> None:
+    with Bundle(toy_bundle()) as bundle, pytest.raises(BundleError, match="regressor, bank, epnp"):
+        PoseEstimator(bundle, path="icp")
+
+
+def test_a_bank_of_another_embedder_is_refused(toy_bundle: Write) -> None:
+    with Bundle(toy_bundle(bank=bank_bytes("0" * 64))) as bundle, pytest.raises(BankError, match="bank build"):
+        PoseEstimator(bundle, path="bank")
+
+
+def test_a_bank_of_another_crop_is_refused(toy_bundle: Write) -> None:
+    with Bundle(toy_bundle()) as bundle:
+        sha256 = bundle.manifest.files["embedder.onnx"].sha256
+    foreign = bank_bytes(sha256, crop=CropPreset("square", 64))
+    with Bundle(toy_bundle(bank=foreign)) as bundle, pytest.raises(BankError, match="crop"):
+        PoseEstimator(bundle, path="bank")
+
+
+@pytest.mark.parametrize(
+    ("change", "cause"),
+    [
+        ({"R": np.zeros((5, 3, 3), np.float32)}, "R float32"),
+        ({"weights": np.ones((1, 6), np.float64)}, "weights float64"),
+        ({"K": np.full((3, 3), np.nan, np.float32)}, "K with NaN"),
+        ({"templates": np.ones((1, 3, 4), np.float32)}, "4 views"),
+        ({"templates": np.ones((3, 6), np.float32)}, "templates"),
+    ],
+)
+def test_damaged_banks_are_refused(change: dict[str, np.ndarray], cause: str) -> None:
+    with pytest.raises(BankError, match=cause):
+        bank_from_bytes(bank_bytes("0" * 64, **change), "bank")
+
+
+def test_truncated_bank_is_refused() -> None:
+    with pytest.raises(BankError, match="safetensors"):
+        bank_from_bytes(bank_bytes("0" * 64)[:-10], "bank")

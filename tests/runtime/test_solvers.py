@@ -1,0 +1,127 @@
+"""Every method finds exact poses, survives outliers, is deterministic, and says None rather than invent."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from toy_bundles import perfect_maps
+
+from posekit.runtime.errors import InputError
+from posekit.runtime.manifest import SolverEntry
+from posekit.runtime.paths import solved
+from posekit.runtime.pose import Pose, rotation_angle_rad
+from posekit.runtime.solvers import METHODS, pose_from_correspondences
+
+K = np.array([[600.0, 0, 320], [0, 600, 240], [0, 0, 1]])
+SOLVER = SolverEntry("epnp-ransac", 100, 3.0)
+methods = pytest.mark.parametrize("method", METHODS)
+
+
+def seen(pose: Pose, points: np.ndarray) -> np.ndarray:
+    p = pose.apply(points) @ K.T
+    return np.asarray(p[:, :2] / p[:, 2:])
+
+
+def points(n: int, seed: int = 0) -> np.ndarray:
+    return np.random.default_rng(seed).uniform(-0.08, 0.08, (n, 3))
+
+
+@methods
+@settings(max_examples=25)
+@given(st.tuples(*[st.floats(-2, 2)] * 3), st.tuples(st.floats(-0.2, 0.2), st.floats(-0.2, 0.2), st.floats(0.3, 1.5)))
+def test_exact_pairs_give_the_exact_pose(
+    method: str, rotvec: tuple[float, float, float], t: tuple[float, float, float]
+) -> None:
+    truth = Pose.from_rotvec(rotvec, t)
+    solution = pose_from_correspondences(points(60), seen(truth, points(60)), K, replace(SOLVER, method=method))
+    assert solution is not None
+    assert rotation_angle_rad(solution.cam_from_obj.R, truth.R) < 1e-4
+    assert np.allclose(solution.cam_from_obj.t_m, truth.t_m, atol=1e-5)
+    assert solution.inliers.all()
+    assert solution.reprojection_px < 1e-2
+
+
+@methods
+def test_a_third_of_outliers_is_rejected(method: str) -> None:
+    rng = np.random.default_rng(1)
+    truth = Pose.from_rotvec([0.4, -0.9, 0.2], [0.05, -0.02, 0.7])
+    pixels = seen(truth, points(120)) + rng.normal(0, 0.3, (120, 2))
+    pixels[:40] = rng.uniform([200, 100], [440, 380], (40, 2))
+    solution = pose_from_correspondences(points(120), pixels, K, replace(SOLVER, method=method, iterations=400))
+    assert solution is not None
+    assert rotation_angle_rad(solution.cam_from_obj.R, truth.R) < np.radians(1)
+    assert np.linalg.norm(solution.cam_from_obj.t_m - truth.t_m) < 0.01
+    assert solution.inliers[40:].mean() > 0.95
+    assert solution.inliers[:40].mean() < 0.2
+
+
+@methods
+def test_the_same_pairs_give_the_same_pose(method: str) -> None:
+    rng = np.random.default_rng(2)
+    pixels = seen(Pose.from_rotvec([1, 0, 0], [0, 0, 0.6]), points(50)) + rng.normal(0, 1.5, (50, 2))
+    a, b = (pose_from_correspondences(points(50), pixels, K, replace(SOLVER, method=method)) for _ in range(2))
+    assert a is not None
+    assert b is not None
+    assert np.array_equal(a.cam_from_obj.as_matrix(), b.cam_from_obj.as_matrix())
+
+
+@methods
+def test_noise_is_no_pose(method: str) -> None:
+    rng = np.random.default_rng(3)
+    pixels = rng.uniform(0, 480, (40, 2))
+    solver = replace(SOLVER, method=method, reprojection_px=0.5)
+    assert pose_from_correspondences(points(40), pixels, K, solver) is None
+
+
+@methods
+@pytest.mark.parametrize("n", [0, 1, 3, 5])
+def test_too_few_pairs_are_no_pose(method: str, n: int) -> None:
+    pixels = seen(Pose.from_rotvec([1, 0, 0], [0, 0, 0.6]), points(n)) if n else np.zeros((0, 2))
+    assert pose_from_correspondences(points(n), pixels, K, replace(SOLVER, method=method)) is None
+
+
+@methods
+def test_one_point_many_times_is_no_pose(method: str) -> None:
+    assert (
+        pose_from_correspondences(np.zeros((30, 3)), np.full((30, 2), 200.0), K, replace(SOLVER, method=method)) is None
+    )
+
+
+def test_nan_and_shapes_are_refused() -> None:
+    X, u = points(10), np.zeros((10, 2))
+    for bad in ((X[:9], u), (X, u[:, :1]), (np.where(X > 0, np.nan, X), u), (X, u + np.inf)):
+        with pytest.raises(InputError, match="correspondences"):
+            pose_from_correspondences(*bad, K, SOLVER)
+    with pytest.raises(InputError, match="one of epnp-ransac"):
+        pose_from_correspondences(X, u, K, replace(SOLVER, method="magic"))
+
+
+def test_perfect_maps_give_the_pose_back() -> None:
+    truth = Pose.from_rotvec([0.4, -0.9, 0.2], [0.1, -0.05, 0.7])
+    u = K @ truth.t_m / truth.t_m[2]
+    K_crop = np.array([[1, 0, 64 - u[0]], [0, 1, 64 - u[1]], [0, 0, 1.0]]) @ K
+    mask, coords = perfect_maps(truth, K_crop)
+    found = solved(mask, coords, K_crop, 128, SOLVER)
+    assert found is not None
+    pose, score = found
+    assert rotation_angle_rad(pose.R, truth.R) < 1e-3
+    assert np.allclose(pose.t_m, truth.t_m, atol=1e-4)
+    assert score == pytest.approx(1.0)
+
+
+def test_an_empty_mask_is_no_pose() -> None:
+    assert solved(np.zeros((32, 32), np.float32), np.zeros((32, 32, 3), np.float32), K, 128, SOLVER) is None
+
+
+def test_maps_with_nan_use_the_rest() -> None:
+    truth = Pose.from_rotvec([0.4, -0.9, 0.2], [0.0, 0.0, 0.7])
+    K_crop = np.array([[1, 0, 64 - 320], [0, 1, 64 - 240], [0, 0, 1.0]]) @ K
+    mask, coords = perfect_maps(truth, K_crop)
+    coords[:16] = np.nan
+    found = solved(mask, coords, K_crop, 128, SOLVER)
+    assert found is not None
+    assert rotation_angle_rad(found[0].R, truth.R) < 1e-2

@@ -1,0 +1,231 @@
+"""Toy bundles: tiny graphs whose right answer is known, packed as real ones are."""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import onnx
+from onnx import TensorProto as T
+from onnx import helper
+from safetensors.numpy import save
+
+from posekit.export.pack import pack_bundle
+from posekit.runtime.crop import CropPreset
+from posekit.runtime.manifest import (
+    FORMAT,
+    GraphEntry,
+    Manifest,
+    ObjectEntry,
+    PathEntry,
+    Role,
+    SolverEntry,
+)
+from posekit.runtime.pose import Pose
+from posekit.runtime.records import json_from_record
+from posekit.runtime.tensor import TensorSpec
+
+SIZE = 32
+CROP = CropPreset("square", SIZE, pad=1.2)
+CROPS = TensorSpec("crops", "uint8", ("batch", SIZE, SIZE, 3))
+BOX = TensorSpec("box", "float32", ("batch", 4))
+SOLVER = SolverEntry("epnp-ransac", 100, 3.0)
+COLOURS = np.array([[1, 0, 0], [0, 1, 0], [0, 0, 1], [1, 1, 0], [0, 1, 1], [1, 0, 1]], np.float32)
+TYPES = {"uint8": T.UINT8, "float32": T.FLOAT, "int64": T.INT64}
+
+
+def graph_bytes(
+    nodes: list[onnx.NodeProto],
+    inputs: tuple[TensorSpec, ...],
+    outputs: tuple[TensorSpec, ...],
+    **constants: np.ndarray,
+) -> bytes:
+    """An ONNX file of a few nodes."""
+    values = [
+        [helper.make_tensor_value_info(s.name, TYPES[s.dtype], list(s.shape)) for s in specs]
+        for specs in (inputs, outputs)
+    ]
+    initialisers = [onnx.numpy_helper.from_array(value, name) for name, value in constants.items()]
+    graph = helper.make_graph(nodes, "toy", *values, initialisers)
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 19)], ir_version=9)
+    onnx.checker.check_model(model)
+    return bytes(model.SerializeToString())
+
+
+def _pose_graph(t_of_box: np.ndarray) -> tuple[bytes, GraphEntry]:
+    """R = I, t = box @ t_of_box + (0, 0, 1), score = 1 per crop."""
+    outputs = (
+        TensorSpec("R", "float32", ("batch", 3, 3)),
+        TensorSpec("t", "float32", ("batch", 3)),
+        TensorSpec("score", "float32", ("batch",)),
+    )
+    nodes = [
+        helper.make_node("MatMul", ["box", "t_of_box"], ["shift"]),
+        helper.make_node("Add", ["shift", "ahead"], ["t"]),
+        helper.make_node("Shape", ["box"], ["shape"], start=0, end=1),
+        helper.make_node("Expand", ["one", "shape"], ["score"]),
+        helper.make_node("Reshape", ["score", "column"], ["column_score"]),
+        helper.make_node("Mul", ["column_score", "eye"], ["R"]),
+    ]
+    content = graph_bytes(
+        nodes,
+        (BOX,),
+        outputs,
+        t_of_box=t_of_box.astype(np.float32),
+        ahead=np.array([0, 0, 1], np.float32),
+        one=np.ones(1, np.float32),
+        column=np.array([-1, 1, 1]),
+        eye=np.eye(3, dtype=np.float32)[None],
+    )
+    return content, _entry("pose", "pose.onnx", (BOX,), outputs)
+
+
+def _embedder_graph() -> tuple[bytes, GraphEntry]:
+    """Descriptor = unit mean colour of the crop, one place."""
+    outputs = (TensorSpec("descriptors", "float32", ("batch", 1, 3)),)
+    nodes = [
+        helper.make_node("Cast", ["crops"], ["float"], to=T.FLOAT),
+        helper.make_node("ReduceMean", ["float", "axes"], ["mean"], keepdims=0),
+        helper.make_node("LpNormalization", ["mean"], ["unit"], axis=1, p=2),
+        helper.make_node("Unsqueeze", ["unit", "one"], ["descriptors"]),
+    ]
+    content = graph_bytes(nodes, (CROPS,), outputs, axes=np.array([1, 2]), one=np.array([1]))
+    return content, _entry("embedder", "embedder.onnx", (CROPS,), outputs)
+
+
+def _matcher_graph() -> tuple[bytes, GraphEntry]:
+    inputs = (
+        TensorSpec("descriptors", "float32", ("batch", 1, 3)),
+        TensorSpec("templates", "float32", (1, 3, "views")),
+        TensorSpec("weights", "float32", (1, "views")),
+    )
+    outputs = (TensorSpec("index", "int64", ("batch", 5)), TensorSpec("score", "float32", ("batch", 5)))
+    nodes = [
+        helper.make_node("Squeeze", ["descriptors", "one"], ["q"]),
+        helper.make_node("Squeeze", ["templates", "zero"], ["t"]),
+        helper.make_node("MatMul", ["q", "t"], ["cosine"]),
+        helper.make_node("Mul", ["cosine", "weights"], ["weighted"]),
+        helper.make_node("TopK", ["weighted", "five"], ["score", "index"]),
+    ]
+    content = graph_bytes(nodes, inputs, outputs, one=np.array([1]), zero=np.array([0]), five=np.array([5]))
+    return content, _entry("matcher", "matcher.onnx", inputs, outputs)
+
+
+def _maps_graph(mask: np.ndarray, coords_m: np.ndarray) -> tuple[bytes, GraphEntry]:
+    """The same maps for every crop."""
+    height, width = mask.shape
+    outputs = (
+        TensorSpec("mask", "float32", ("batch", height, width)),
+        TensorSpec("coords_m", "float32", ("batch", height, width, 3)),
+    )
+    nodes = [
+        helper.make_node("Shape", ["box"], ["shape"], start=0, end=1),
+        helper.make_node("Concat", ["shape", "ones2"], ["shape3"], axis=0),
+        helper.make_node("Concat", ["shape", "ones3"], ["shape4"], axis=0),
+        helper.make_node("Tile", ["mask0", "shape3"], ["mask"]),
+        helper.make_node("Tile", ["coords0", "shape4"], ["coords_m"]),
+    ]
+    content = graph_bytes(
+        nodes,
+        (BOX,),
+        outputs,
+        ones2=np.ones(2, np.int64),
+        ones3=np.ones(3, np.int64),
+        mask0=mask.astype(np.float32)[None],
+        coords0=coords_m.astype(np.float32)[None],
+    )
+    return content, _entry("correspondence", "maps.onnx", (BOX,), outputs)
+
+
+def _entry(role: Role, member: str, inputs: tuple[TensorSpec, ...], outputs: tuple[TensorSpec, ...]) -> GraphEntry:
+    return GraphEntry(role, {"fp32": member}, inputs, outputs)
+
+
+def bank_bytes(embedder_sha256: str, crop: CropPreset = CROP, object_id: int = 1, **changes: np.ndarray) -> bytes:
+    """A bank of six plain colours; view i is turned by 60 i degrees about z, one metre away, in a 21 px box."""
+    n = len(COLOURS)
+    angles = np.arange(n) * np.pi / 3
+    R = np.zeros((n, 3, 3), np.float32)
+    R[:, 0, 0] = R[:, 1, 1] = np.cos(angles)
+    R[:, 1, 0], R[:, 0, 1] = np.sin(angles), -np.sin(angles)
+    R[:, 2, 2] = 1
+    arrays = {
+        "templates": np.ascontiguousarray((COLOURS / np.linalg.norm(COLOURS, axis=1, keepdims=True)).T[None]),
+        "weights": np.ones((1, n), np.float32),
+        "R": R,
+        "t_m": np.tile(np.array([0, 0, 1], np.float32), (n, 1)),
+        "box_xyxy_px": np.tile(np.array([40, 40, 60, 60], np.float32), (n, 1)),
+        "K": np.array([[100, 0, 50], [0, 100, 50], [0, 0, 1]], np.float32),
+    } | changes
+    metadata = {
+        "format": "posekit-bank-1",
+        "object_id": str(object_id),
+        "embedder_sha256": embedder_sha256,
+        "precision": "fp32",
+        "crop": json_from_record(crop),
+        "views": "{}",
+    }
+    return bytes(save(arrays, metadata))
+
+
+def write_toy_bundle(
+    path: Path,
+    t_of_box: np.ndarray | None = None,
+    mask: np.ndarray | None = None,
+    coords_m: np.ndarray | None = None,
+    bank: bytes | None = None,
+) -> Path:
+    """A bundle with the three kinds of path, for objects 1 and 2."""
+    pose, pose_entry = _pose_graph(np.zeros((4, 3)) if t_of_box is None else t_of_box)
+    embedder, embedder_entry = _embedder_graph()
+    matcher, matcher_entry = _matcher_graph()
+    maps, maps_entry = _maps_graph(
+        np.zeros((8, 8)) if mask is None else mask, np.zeros((8, 8, 3)) if coords_m is None else coords_m
+    )
+    sha256 = hashlib.sha256(embedder).hexdigest()
+    members = {
+        "pose.onnx": pose,
+        "embedder.onnx": embedder,
+        "matcher.onnx": matcher,
+        "maps.onnx": maps,
+        "box.safetensors": bytes(
+            save({"vertices_m": np.zeros((3, 3), np.float32), "faces": np.array([[0, 1, 2]], np.int32)})
+        ),
+        "one.bank": bank or bank_bytes(sha256),
+        "two.bank": bank_bytes(sha256, object_id=2),
+    }
+    box = ObjectEntry(1, "box", 0.2, (-0.1, -0.1, -0.1), (0.1, 0.1, 0.1), "box.safetensors")
+    manifest = Manifest(
+        format=FORMAT,
+        name="toy",
+        system="toy",
+        provenance={},
+        graphs={"pose": pose_entry, "embedder": embedder_entry, "matcher": matcher_entry, "maps": maps_entry},
+        objects=(box, replace(box, id=2, name="other")),
+        paths={
+            "regressor": PathEntry("regressor", "pose", CROP, (1, 2)),
+            "bank": PathEntry(
+                "bank", "embedder", CROP, (1, 2), matcher="matcher", banks={"1": "one.bank", "2": "two.bank"}
+            ),
+            "epnp": PathEntry("correspondence", "maps", CROP, (1,), solver=SOLVER),
+        },
+        default_path="regressor",
+        files={},
+    )
+    pack_bundle(path, manifest, members)
+    return path
+
+
+def perfect_maps(
+    truth: Pose, K_crop: np.ndarray, crop_px: int = 128, grid: int = 32, radius_m: float = 0.06
+) -> tuple[np.ndarray, np.ndarray]:
+    """Mask and coordinates (grid, grid) of a sphere, ray by ray: what a perfect network says about a crop."""
+    cells = (np.arange(grid) + 0.5) * crop_px / grid - 0.5
+    u, v = np.meshgrid(cells, cells)
+    rays = np.stack([u, v, np.ones_like(u)], axis=-1) @ np.linalg.inv(K_crop).T
+    a, b = (rays**2).sum(axis=-1), rays @ truth.t_m
+    root = b**2 - a * (truth.t_m @ truth.t_m - radius_m**2)
+    depth = (b - np.sqrt(np.maximum(root, 0))) / a
+    return (root > 0).astype(np.float32), truth.inverse().apply(rays * depth[..., None]).astype(np.float32)
