@@ -1,0 +1,261 @@
+"""Build template banks: render an object from all sides, embed the views, keep what the matcher needs.
+
+posekit.runtime.bank reads what is written here.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+import tempfile
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import cv2
+import numpy as np
+import numpy.typing as npt
+
+from posekit.export.atomic import replacing
+from posekit.export.mesh import ObjectModel
+from posekit.export.recipe import BankRecipe
+from posekit.export.render import Image, Renderer, headlight, shade
+from posekit.export.tensor_file import write_tensor_file
+from posekit.export.viewsphere import view_rotations, viewsphere
+from posekit.runtime.bank import FORMAT, MIN_VIEWS
+from posekit.runtime.crop import CropPreset, crop
+from posekit.runtime.errors import ExportError, OutputError
+from posekit.runtime.intrinsics import Intrinsics
+from posekit.runtime.pose import Array, Pose
+from posekit.runtime.records import json_from_record
+from posekit.runtime.session import Session
+
+Progress = Callable[[int, int], None]
+
+DISTANCE_DIAMETERS = 4.5  # a 20 cm object seen from 90 cm
+FILL = 0.9  # of the template camera's side that the object's circumscribed sphere covers
+OVERSIZE = 1.25  # template image per crop: the box of a slender view is enlarged to the crop
+BATCH = 32
+IN_MEMORY_BYTES = 256 << 20
+DTYPES: dict[str, type[np.floating[Any]]] = {"fp32": np.float32, "fp16": np.float16}
+
+
+@dataclass(frozen=True, eq=False)
+class Template:
+    """One rendered view. image_rgb_u8: (H, W, 3), black background.   mask: (H, W) bool.   R: (3, 3).
+
+    box_xyxy_px: (4,) around the mask.
+    """
+
+    image_rgb_u8: Image
+    mask: npt.NDArray[np.bool_]
+    R: Array
+    box_xyxy_px: Array
+
+
+@dataclass(frozen=True)
+class BuiltBank:
+    """views: N.  places: L.  channels: C.  size: of the file in bytes."""
+
+    path: Path
+    views: int
+    places: int
+    channels: int
+    size: int
+
+
+def build_bank(
+    path: Path,
+    embedder: Session,
+    embedder_sha256: str,
+    model: ObjectModel,
+    object_id: int,
+    crop_preset: CropPreset,
+    recipe: BankRecipe,
+    progress: Progress = lambda done, total: None,
+) -> BuiltBank:
+    """Render, crop, embed and write one object's bank to `path`, whole or not at all.
+
+    embedder: the fp32 embedder graph, whose file has `embedder_sha256`.  progress: called with (views done, all views).
+    Memory is bounded: large banks are gathered in a temporary file. ExportError for views that show nothing.
+    """
+    rotations = bank_rotations(recipe)
+    camera, distance_m = template_camera(model, crop_preset, recipe.distance_m)
+    places, channels = _descriptor_shape(embedder)
+    count = len(rotations)
+    with _scratch((count, places, channels), DTYPES[recipe.precision], path.parent) as descriptors:
+        weights, boxes = np.empty((places, count), np.float32), np.empty((count, 4), np.float32)
+        views = templates(model, rotations, camera, distance_m, recipe)
+        done = 0
+        while chunk := list(islice(views, BATCH)):
+            at = slice(done, done + len(chunk))
+            pixels, weights[:, at] = _cropped(chunk, camera, crop_preset, places)
+            descriptors[at] = embedder.run({"crops": pixels})["descriptors"]
+            boxes[at] = [view.box_xyxy_px for view in chunk]
+            done += len(chunk)
+            progress(done, count)
+        arrays = {
+            "templates": descriptors.transpose(1, 2, 0),
+            "weights": weights,
+            "R": rotations.astype(np.float32),
+            "t_m": np.tile(np.array([0.0, 0.0, distance_m], np.float32), (count, 1)),
+            "box_xyxy_px": boxes,
+            "K": camera.K.astype(np.float32),
+        }
+        metadata = {
+            "format": FORMAT,
+            "object_id": str(object_id),
+            "embedder_sha256": embedder_sha256,
+            "precision": recipe.precision,
+            "crop": json_from_record(crop_preset),
+            "views": json_from_record(replace(recipe, distance_m=distance_m)),
+        }
+        with replacing(path) as file:
+            write_tensor_file(file, arrays, metadata)
+    return BuiltBank(path, count, places, channels, path.stat().st_size)
+
+
+def bank_rotations(recipe: BankRecipe) -> Array:
+    """(N, 3, 3) of all views, the turns of one direction adjacent. ExportError for fewer than a matcher can rank."""
+    every = view_rotations(recipe.sphere, recipe.in_plane_steps)
+    height = viewsphere(recipe.sphere)[:, 2]
+    lowest = np.cos(np.deg2rad(recipe.max_angle_deg))
+    chosen = height > lowest + 1e-9 if recipe.max_angle_deg < 180 else np.ones(len(height), bool)
+    rotations = every[np.repeat(chosen, recipe.in_plane_steps)]
+    if len(rotations) < MIN_VIEWS:
+        raise ExportError(
+            "bank views",
+            got=len(rotations),
+            expected=f"at least {MIN_VIEWS}",
+            remedy="Widen max_angle_deg, or take a denser sphere or more in_plane_steps.",
+        )
+    return np.asarray(rotations)
+
+
+def template_camera(model: ObjectModel, preset: CropPreset, distance_m: float | None) -> tuple[Intrinsics, float]:
+    """(camera, distance of the object's origin): the sphere about the origin that holds the object fills FILL of it."""
+    radius = float(np.linalg.norm(model.vertices_m, axis=1).max())
+    distance = DISTANCE_DIAMETERS * 2 * radius if distance_m is None else distance_m
+    if distance <= radius * 1.05:
+        raise ExportError(
+            "bank distance_m",
+            got=f"{distance:g} m",
+            expected=f"more than {radius * 1.05:.3g} m: the object reaches {radius:.3g} m from its origin",
+            remedy="Increase distance_m or leave it out.",
+        )
+    side = round(OVERSIZE * preset.size_px)
+    focal = FILL * side / 2 * np.sqrt(distance**2 - radius**2) / radius
+    centre = (side - 1) / 2
+    return Intrinsics(np.array([[focal, 0, centre], [0, focal, centre], [0, 0, 1]]), side, side), distance
+
+
+def templates(
+    model: ObjectModel, rotations: Array, camera: Intrinsics, distance_m: float, recipe: BankRecipe
+) -> Iterator[Template]:
+    """Rendered views, object origin on the optical axis. ExportError for a view that shows nothing."""
+    renderer, lighting = Renderer({0: model}), headlight()
+    t_m = np.array([0.0, 0.0, distance_m])
+    upright: tuple[Image, npt.NDArray[np.bool_], Array] | None = None
+    for index, R in enumerate(rotations):
+        if upright is None or recipe.in_plane == "render" or index % recipe.in_plane_steps == 0:
+            rendering = renderer.render([(0, Pose(R, t_m))], camera, recipe.supersample)
+            upright = shade(rendering, lighting), rendering.mask, R
+        image, mask = _turned(*upright, R, camera)
+        yield Template(image, mask, R, mask_box(mask, f"view {index}"))
+
+
+def mask_box(mask: npt.NDArray[np.bool_], what: str) -> Array:
+    """(4,) box of a mask, half a pixel around its outermost pixels' centres. ExportError where it is empty."""
+    rows, columns = (np.flatnonzero(mask.any(axis=axis)) for axis in (1, 0))
+    if not len(rows):
+        raise ExportError(
+            f"bank, {what}",
+            got="a picture that shows nothing",
+            expected="the object",
+            remedy="Check the mesh: its unit, and that its surface is closed.",
+        )
+    return np.array([columns[0] - 0.5, rows[0] - 0.5, columns[-1] + 0.5, rows[-1] + 0.5])
+
+
+def place_weights(mask: npt.NDArray[np.bool_], warp: Array, size_px: int, places: int) -> npt.NDArray[np.float32]:
+    """(L,) mask / |mask| on the crop's grid of places. A place counts that any of the object's pixels reaches.
+
+    S1, S2: the template's alpha resized to the grid, > 0; places are square cells of the crop, row by row.
+    """
+    side = grid_side(places)
+    alpha = cv2.warpAffine(mask.astype(np.float32), warp, (size_px, size_px), flags=cv2.INTER_LINEAR)
+    cells = cv2.resize(alpha, (side, side), interpolation=cv2.INTER_AREA).ravel() > 0
+    return np.asarray(cells / max(cells.sum(), 1), np.float32)
+
+
+def grid_side(places: int) -> int:
+    """Side of a square grid of places. ExportError where they are none."""
+    side = math.isqrt(places)
+    if side * side != places:
+        raise ExportError(
+            "embedder",
+            got=f"{places} places",
+            expected="a square grid of places: 1, 196, 784, ...",
+            remedy="Give descriptors of a square map.",
+        )
+    return side
+
+
+def _cropped(
+    views: list[Template], camera: Intrinsics, preset: CropPreset, places: int
+) -> tuple[Image, npt.NDArray[np.float32]]:
+    """(crops (B, S, S, 3), weights (L, B)) through the one crop function."""
+    cut = [crop(view.image_rgb_u8, view.box_xyxy_px, camera, preset) for view in views]
+    weights = [place_weights(v.mask, c.warp, preset.size_px, places) for v, c in zip(views, cut, strict=True)]
+    return np.stack([c.pixels for c in cut]), np.stack(weights, axis=1)
+
+
+def _turned(
+    image: Image, mask: npt.NDArray[np.bool_], R_from: Array, R_to: Array, camera: Intrinsics
+) -> tuple[Image, npt.NDArray[np.bool_]]:
+    """A picture turned about the optical axis, from one in-plane rotation to another."""
+    if R_from is R_to:
+        return image, mask
+    turn = (R_to @ R_from.T)[:2, :2]
+    centre = camera.K[:2, 2]
+    warp = np.hstack([turn, (centre - turn @ centre)[:, None]])
+    size = (camera.width_px, camera.height_px)
+    turned = np.asarray(cv2.warpAffine(image, warp, size, flags=cv2.INTER_LINEAR), np.uint8)
+    alpha = cv2.warpAffine(mask.astype(np.float32), warp, size, flags=cv2.INTER_LINEAR)
+    return turned, np.asarray(alpha > 0.5)
+
+
+def _descriptor_shape(embedder: Session) -> tuple[int, int]:
+    shape = next((spec.shape for spec in embedder.outputs if spec.name == "descriptors"), ())
+    if len(shape) != 3 or not all(isinstance(n, int) for n in shape[1:]):
+        raise ExportError(
+            "embedder",
+            got=f"outputs {', '.join(map(str, embedder.outputs))}",
+            expected="descriptors (batch, L, C) with fixed L and C",
+            remedy="Pass the embedder graph.",
+        )
+    grid_side(int(shape[1]))
+    return int(shape[1]), int(shape[2])
+
+
+@contextmanager
+def _scratch(shape: tuple[int, ...], dtype: type[np.floating[Any]], folder: Path) -> Iterator[npt.NDArray[Any]]:
+    """An array: in memory while it is small, else in a file that goes with it."""
+    size = int(np.prod(shape)) * np.dtype(dtype).itemsize
+    if size <= IN_MEMORY_BYTES:
+        yield np.empty(shape, dtype)
+        return
+    try:
+        with tempfile.TemporaryFile(dir=folder) as file:
+            os.posix_fallocate(file.fileno(), 0, size)  # a full disk is noticed here, not by a bus error later
+            yield np.memmap(file, dtype, "w+", shape=shape)
+    except OSError as error:
+        raise OutputError(
+            f"temporary file in {folder}",
+            got=error,
+            expected="a writable folder with room",
+            remedy="Make room or build a smaller bank.",
+        ) from error

@@ -1,0 +1,160 @@
+"""The user's own network behind posekit's graph contracts.
+
+Its forward, by role; x is (B, 3, S, S) float32, normalised as the recipe says:
+embedder        forward(x) -> (B, C, h, w), (B, L, C) or (B, C): descriptors of any length; h = w, L a square
+pose            forward(crops=x, K=..., ...) -> R (B, 3, 3), t (B, 3) in metres, score (B,), egocentric
+correspondence  forward(crops=x, ...) -> mask (B, h, w) in 0..1, coords_m (B, h, w, 3) in the object frame
+detector        forward(x (1, 3, H, W)) -> boxes (1, K, 4) x0 y0 x1 y1 in input pixels, scores (1, K), labels (1, K) int64
+The keywords are the recipe's `feeds`, names of posekit.runtime.crop_batch.FEEDS.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from posekit.export.example_feed import example_feed
+from posekit.export.networks.entrance import Entrance
+from posekit.export.networks.local_head import places_of_map, unit_descriptors
+from posekit.export.networks.matcher import Matcher
+from posekit.export.systems import GraphSource, PathPlan
+from posekit.runtime.crop_batch import FEEDS
+from posekit.runtime.errors import ExportError, RecipeError
+from posekit.runtime.manifest import Role, SolverEntry
+from posekit.runtime.tensor import TensorSpec
+
+TRIAL_SIZES = {"batch": 2, "views": 7}
+
+# Role -> outputs with their shapes for a batch of B; letters are any size, equal letters equal sizes.
+OUTPUTS: dict[Role, dict[str, tuple[int | str, ...]]] = {
+    "embedder": {"descriptors": ("B", "L", "C")},
+    "pose": {"R": ("B", 3, 3), "t": ("B", 3), "score": ("B",)},
+    "correspondence": {"mask": ("B", "h", "w"), "coords_m": ("B", "h", "w", 3)},
+    "detector": {"boxes": (1, "K", 4), "scores": (1, "K"), "labels": (1, "K")},
+}
+
+
+class OwnEmbedder(nn.Module):
+    """crops -> descriptors (B, L, C), unit length per place."""
+
+    def __init__(self, entrance: Entrance, network: nn.Module) -> None:
+        super().__init__()
+        self.entrance, self.network = entrance, network
+
+    def forward(self, crops: Tensor) -> Tensor:
+        features: Tensor = self.network(self.entrance(crops))
+        if features.ndim == 4:
+            features = places_of_map(features)
+        return unit_descriptors(features if features.ndim == 3 else features[:, None])
+
+
+class OwnRegressor(nn.Module):
+    """Feeds in the order of `names`, to a network that takes them by name."""
+
+    def __init__(self, entrance: Entrance, network: nn.Module, names: Sequence[str]) -> None:
+        super().__init__()
+        self.entrance, self.network, self.names = entrance, network, tuple(names)
+
+    def forward(self, *feeds: Tensor) -> tuple[Tensor, ...]:
+        named = dict(zip(self.names, feeds, strict=True))
+        named["crops"] = self.entrance(named["crops"])
+        return tuple(self.network(**named))
+
+
+class OwnDetector(nn.Module):
+    """image -> what the network says."""
+
+    def __init__(self, entrance: Entrance, network: nn.Module) -> None:
+        super().__init__()
+        self.entrance, self.network = entrance, network
+
+    def forward(self, image: Tensor) -> tuple[Tensor, ...]:
+        return tuple(self.network(self.entrance(image)))
+
+
+def embedder_graphs(
+    network: nn.Module, entrance: Entrance, size_px: int, threshold: float | None
+) -> dict[str, GraphSource]:
+    """ "embedder" and its "matcher"; see Matcher for the threshold."""
+    crops = (TensorSpec("crops", "uint8", ("batch", size_px, size_px, 3)),)
+    embedder = GraphSource("embedder", OwnEmbedder(entrance, network), crops, ("descriptors",))
+    _, places, channels = trial(embedder)["descriptors"]
+    bank = (
+        TensorSpec("descriptors", "float32", ("batch", places, channels)),
+        TensorSpec("templates", "float32", (places, channels, "views")),
+        TensorSpec("weights", "float32", (places, "views")),
+    )
+    return {"embedder": embedder, "matcher": GraphSource("matcher", Matcher(threshold), bank, ("index", "score"))}
+
+
+def regressor_graphs(
+    role: Role, network: nn.Module, entrance: Entrance, size_px: int, feeds: Sequence[str]
+) -> dict[str, GraphSource]:
+    """One graph named after its role, "pose" or "correspondence"."""
+    unknown = sorted(set(feeds) - {"crops", *FEEDS})
+    if unknown or "crops" not in feeds or len(set(feeds)) != len(feeds):
+        raise RecipeError(
+            "feeds of the network",
+            got=list(feeds),
+            expected=f"crops, and any of {', '.join(FEEDS)}, each once",
+            remedy="Correct feeds in the recipe.",
+        )
+    known = {"crops": ("uint8", (size_px, size_px, 3)), **FEEDS}
+    inputs = tuple(TensorSpec(name, known[name][0], ("batch", *known[name][1])) for name in feeds)
+    source = GraphSource(role, OwnRegressor(entrance, network, feeds), inputs, tuple(OUTPUTS[role]))
+    trial(source)
+    return {role: source}
+
+
+def detector_graph(network: nn.Module, entrance: Entrance, input_wh_px: tuple[int, int]) -> GraphSource:
+    """Input `image` uint8 (1, H, W, 3); the outputs of posekit's own detector family."""
+    image = TensorSpec("image", "uint8", (1, input_wh_px[1], input_wh_px[0], 3))
+    source = GraphSource("detector", OwnDetector(entrance, network), (image,), tuple(OUTPUTS["detector"]))
+    trial(source)
+    return source
+
+
+def own_paths(role: Role, solver: SolverEntry | None) -> dict[str, PathPlan]:
+    """How the graphs above make a path; keyed like the paths of a system."""
+    plans = {
+        "embedder": {"bank": PathPlan("bank", "embedder", matcher="matcher")},
+        "pose": {"regressor": PathPlan("regressor", "pose")},
+        "correspondence": {"solver": PathPlan("correspondence", "correspondence", solver=solver)},
+    }
+    return plans[role]
+
+
+def trial(source: GraphSource) -> dict[str, tuple[int, ...]]:
+    """Run once and check what comes out: output name -> shape. ExportError where it breaks the role's contract."""
+    source.module.eval()
+    feed = example_feed(source.inputs, TRIAL_SIZES)
+    expected = OUTPUTS[source.role]
+    wanted = f"{source.role} outputs {', '.join(f'{name} {shape}' for name, shape in expected.items())}"
+    try:
+        with torch.inference_mode():
+            found = source.module(*(torch.from_numpy(feed[spec.name]) for spec in source.inputs))
+    except Exception as error:  # the user's forward may raise anything
+        raise _breaks(f"{type(error).__name__}: {str(error)[:200]}", wanted) from error
+    tensors: Sequence[Any] = (found,) if isinstance(found, Tensor) else tuple(found)
+    shapes = [tuple(t.shape) if isinstance(t, Tensor) else type(t).__name__ for t in tensors]
+    sizes: dict[str, int] = {"B": TRIAL_SIZES["batch"]}
+    if len(shapes) != len(expected) or not all(map(_fits, shapes, expected.values(), [sizes] * len(shapes))):
+        raise _breaks(f"shapes {shapes}", wanted)
+    return dict(zip(expected, (tuple(t.shape) for t in tensors), strict=True))
+
+
+def _fits(shape: object, pattern: tuple[int | str, ...], sizes: dict[str, int]) -> bool:
+    return (
+        isinstance(shape, tuple)
+        and len(shape) == len(pattern)
+        and all(n == (sizes.setdefault(p, n) if isinstance(p, str) else p) for n, p in zip(shape, pattern, strict=True))
+    )
+
+
+def _breaks(got: object, expected: object) -> ExportError:
+    return ExportError(
+        "the network's forward", got=got, expected=expected, remedy="See posekit.export.networks.own for the contract."
+    )

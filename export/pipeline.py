@@ -1,0 +1,318 @@
+"""From a recipe to a bundle: the one place where the stages meet."""
+
+from __future__ import annotations
+
+import json
+import tempfile
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
+from importlib.metadata import version
+from pathlib import Path
+
+import torch
+from torch import nn
+
+from posekit.export.bank import BuiltBank, build_bank
+from posekit.export.checkpoint import load_checkpoint, network_from_factory, sha256_of
+from posekit.export.detector_from_onnx import (
+    class_object_ids,
+    detector_graph_from_onnx,
+    labels_from_file,
+    labels_from_onnx,
+)
+from posekit.export.networks.entrance import Entrance
+from posekit.export.networks.own import detector_graph, embedder_graphs, own_paths, regressor_graphs
+from posekit.export.objects import BundledObject, bundled_object
+from posekit.export.onnx_from_network import ExportedGraph, onnx_from_network
+from posekit.export.onnx_graph import specs_from_graph
+from posekit.export.pack import Content, pack_bundle
+from posekit.export.recipe import RANDOM, DetectorRecipe, ExportRecipe, NetworkRecipe
+from posekit.export.systems import GraphSource, PathPlan, system_named
+from posekit.runtime.backends.ort import OrtSession
+from posekit.runtime.crop import PRESETS, CropPreset
+from posekit.runtime.detector import family_named
+from posekit.runtime.errors import OutputError, RecipeError
+from posekit.runtime.manifest import FORMAT, DetectorEntry, GraphEntry, Manifest, PathEntry, Precision
+from posekit.runtime.records import plain_from
+
+Progress = Callable[[str, int, int], None]
+
+TOOLS = ("posekit", "torch", "onnx", "onnxruntime")
+DETECTOR = "detector"
+PARITY_REPORT = "reports/parity.json"
+
+
+@dataclass(frozen=True)
+class ExportReport:
+    """What was written. graphs and banks: by the names they have in the bundle."""
+
+    path: Path
+    size: int
+    seconds: float
+    manifest: Manifest
+    graphs: dict[str, ExportedGraph]
+    banks: dict[str, BuiltBank]
+
+
+@dataclass(frozen=True, eq=False)
+class Network:
+    """A network with its weights, as graphs to export and paths over them.  origin: of the weights, for provenance."""
+
+    graphs: dict[str, GraphSource]
+    paths: Mapping[str, PathPlan]
+    crop: CropPreset
+    origin: str
+
+
+@dataclass(eq=False)
+class _Draft:
+    """The bundle while it grows. folder: where files wait to be packed."""
+
+    recipe: ExportRecipe
+    folder: Path
+    progress: Progress
+    objects: dict[int, BundledObject] = field(default_factory=dict)
+    members: dict[str, Content] = field(default_factory=dict)
+    graphs: dict[str, GraphEntry] = field(default_factory=dict)
+    paths: dict[str, PathEntry] = field(default_factory=dict)
+    provenance: dict[str, str] = field(default_factory=dict)
+    exported: dict[str, ExportedGraph] = field(default_factory=dict)
+    banks: dict[str, BuiltBank] = field(default_factory=dict)
+
+
+def export_recipe(
+    recipe: ExportRecipe, out: Path, progress: Progress = lambda stage, done, total: None
+) -> ExportReport:
+    """Export everything that the recipe names into one bundle at `out`; equal input gives equal bytes.
+
+    progress: called with a stage's name and how much of it is done. Any PosekitError leaves `out` as it was.
+    """
+    start = time.perf_counter()
+    _check_default_path(recipe)
+    try:
+        scratch = tempfile.TemporaryDirectory(prefix=".posekit-export-", dir=out.resolve().parent)
+    except OSError as error:
+        raise OutputError(
+            f"output {out}", got=error, expected="a writable folder", remedy="Choose another place."
+        ) from error
+    with scratch as folder:
+        draft = _Draft(recipe, Path(folder), progress)
+        _add_objects(draft)
+        detector = _add_detector(draft, recipe.detector) if recipe.detector else None
+        for entry in recipe.networks:
+            _add_network(draft, entry)
+        progress("pack", 0, 1)
+        packed = pack_bundle(out, _manifest(draft, detector), draft.members)
+        progress("pack", 1, 1)
+    seconds = time.perf_counter() - start
+    return ExportReport(out, packed.size, seconds, packed.manifest, draft.exported, draft.banks)
+
+
+def _check_default_path(recipe: ExportRecipe) -> None:
+    names = []
+    for entry in recipe.networks:
+        paths = system_named(entry.system).paths if entry.system else own_paths(entry.role or "pose", entry.solver)
+        names += [_path_name(entry, name, paths) for name in paths]
+    if recipe.default_path not in names:
+        raise RecipeError(
+            f"{recipe.path}: default_path",
+            got=repr(recipe.default_path),
+            expected=f"one of {', '.join(names)}",
+            remedy="Name a path of this recipe.",
+        )
+
+
+def _path_name(entry: NetworkRecipe, name: str, paths: Mapping[str, PathPlan]) -> str:
+    """A network with one path gives it its own name."""
+    return entry.name if len(paths) == 1 else f"{entry.name}.{name}"
+
+
+def built_network(recipe: ExportRecipe, entry: NetworkRecipe) -> Network:
+    """Construct and fill one network. Raises RecipeError, CheckpointError, ExportError."""
+    crop = PRESETS[entry.crop] if isinstance(entry.crop, str) else entry.crop
+    if entry.system is not None:
+        system = system_named(entry.system)
+        crop = crop or system.crop
+        network, origin = _weighted(recipe, entry, lambda: _constructed(entry, system.network))
+        graphs, paths = system.graphs(network, crop), system.paths
+        if entry.solver and all(plan.kind != "correspondence" for plan in paths.values()):
+            raise _wrong(entry, "a solver section", f"none: {entry.system} needs no solver")
+        return Network(graphs, paths, crop, origin)
+    assert entry.network is not None  # the recipe's cross-check
+    assert entry.role is not None
+    assert crop is not None
+    name = entry.network
+    network, origin = _weighted(recipe, entry, lambda: network_from_factory(name, entry.options, recipe.folder))
+    entrance = Entrance(entry.normalise.mean, entry.normalise.std, entry.normalise.bgr)
+    if entry.role == "embedder":
+        graphs = embedder_graphs(network, entrance, crop.size_px, entry.threshold)
+    else:
+        graphs = regressor_graphs(entry.role, network, entrance, crop.size_px, entry.feeds)
+    return Network(graphs, own_paths(entry.role, entry.solver), crop, origin)
+
+
+def _weighted(
+    recipe: ExportRecipe, entry: NetworkRecipe | DetectorRecipe, make: Callable[[], nn.Module]
+) -> tuple[nn.Module, str]:
+    """A network with its weights, and where these are from."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(entry.seed)
+        network = make().eval()
+    if entry.checkpoint == RANDOM:
+        return network, f"random weights (seed {entry.seed}), not for use"
+    assert entry.checkpoint is not None  # the recipe's cross-check
+    path = recipe.resolve(entry.checkpoint)
+    digest = load_checkpoint(network, path, key=entry.checkpoint_key, prefix=entry.checkpoint_prefix)
+    return network, f"sha256 {digest}"
+
+
+def _constructed(entry: NetworkRecipe, make: Callable[..., nn.Module]) -> nn.Module:
+    try:
+        return make(**entry.options)
+    except TypeError as error:
+        raise _wrong(entry, f"options {entry.options}: {error}", f"options of {entry.system}") from error
+
+
+def _add_objects(draft: _Draft) -> None:
+    rows = draft.recipe.objects
+    for done, row in enumerate(rows):
+        draft.progress("objects", done, len(rows))
+        draft.objects[row.id] = bundled_object(draft.recipe, row)
+        draft.members[draft.objects[row.id].entry.model] = draft.objects[row.id].member
+    draft.progress("objects", len(rows), len(rows))
+
+
+def _add_network(draft: _Draft, entry: NetworkRecipe) -> None:
+    network = built_network(draft.recipe, entry)
+    draft.provenance[f"checkpoint of {entry.name}"] = network.origin
+    for done, (name, source) in enumerate(network.graphs.items()):
+        draft.progress(f"graphs of {entry.name}", done, len(network.graphs))
+        _add_graph(draft, f"{entry.name}.{name}", source)
+    draft.progress(f"graphs of {entry.name}", len(network.graphs), len(network.graphs))
+    ids = entry.objects or tuple(draft.objects)
+    for name, plan in network.paths.items():
+        path_name = _path_name(entry, name, network.paths)
+        matcher = f"{entry.name}.{plan.matcher}" if plan.matcher else None
+        solver = (entry.solver or plan.solver) if plan.kind == "correspondence" else None
+        path = PathEntry(plan.kind, f"{entry.name}.{plan.graph}", network.crop, ids, matcher, {}, solver)
+        banks = {str(i): _add_bank(draft, entry, path, path_name, i) for i in ids} if plan.kind == "bank" else {}
+        draft.paths[path_name] = replace(path, banks=banks)
+
+
+def _add_graph(draft: _Draft, name: str, source: GraphSource) -> ExportedGraph:
+    member = f"graphs/{name}.fp32.onnx"
+    graph = onnx_from_network(source, draft.folder / f"{name}.fp32.onnx")
+    variants: dict[Precision, str] = {"fp32": member}
+    draft.members[member] = graph.path
+    draft.graphs[name] = GraphEntry(source.role, variants, graph.inputs, graph.outputs)
+    draft.exported[name] = graph
+    return graph
+
+
+def _add_bank(draft: _Draft, entry: NetworkRecipe, path: PathEntry, path_name: str, object_id: int) -> str:
+    """Build one object's bank; its member name."""
+    embedder, row = draft.exported[path.graph], draft.objects[object_id]
+    member = f"banks/{path_name}.{row.entry.name}.safetensors"
+    session = OrtSession(embedder.path)
+    try:
+        draft.banks[member] = build_bank(
+            draft.folder / f"{path_name}.{row.entry.name}.safetensors",
+            session,
+            embedder.sha256,
+            row.model,
+            object_id,
+            path.crop,
+            entry.bank,
+            lambda done, total: draft.progress(f"bank of {row.entry.name} for {path_name}", done, total),
+        )
+    finally:
+        session.close()
+    draft.members[member] = draft.banks[member].path
+    return member
+
+
+def _add_detector(draft: _Draft, entry: DetectorRecipe) -> DetectorEntry:
+    draft.progress(DETECTOR, 0, 1)
+    recipe, family = draft.recipe, family_named(entry.family)
+    labels = _labels(recipe, entry)
+    objects = entry.objects or {row.name: row.id for row in recipe.objects if row.name in labels}
+    if not objects:
+        names = ", ".join(row.name for row in recipe.objects)
+        raise RecipeError(
+            "detector classes",
+            got=", ".join(labels[:12]),
+            expected=f"the objects {names} among them",
+            remedy="Map classes to object ids in [detector.objects].",
+        )
+    if entry.onnx is not None:
+        _add_third_party(draft, entry, len(labels))
+    else:
+        _add_own_detector(draft, entry)
+    _, height, width, _ = draft.graphs[DETECTOR].inputs[0].shape
+    draft.progress(DETECTOR, 1, 1)
+    return DetectorEntry(
+        graph=DETECTOR,
+        family=entry.family,
+        input_wh_px=(int(width), int(height)),
+        letterbox_value=family.letterbox_value if entry.letterbox_value is None else entry.letterbox_value,
+        class_object_ids=class_object_ids(labels, objects),
+        score_threshold=family.score_threshold if entry.score_threshold is None else entry.score_threshold,
+        iou_threshold=family.iou_threshold if entry.iou_threshold is None else entry.iou_threshold,
+    )
+
+
+def _labels(recipe: ExportRecipe, entry: DetectorRecipe) -> tuple[str, ...]:
+    if entry.labels is not None:
+        return labels_from_file(recipe.resolve(entry.labels))
+    if entry.onnx is not None:
+        return labels_from_onnx(recipe.resolve(entry.onnx))
+    return tuple(row.name for row in recipe.objects)
+
+
+def _add_third_party(draft: _Draft, entry: DetectorRecipe, class_count: int) -> None:
+    assert entry.onnx is not None
+    source = draft.recipe.resolve(entry.onnx)
+    model = detector_graph_from_onnx(source, entry.family, class_count, entry.input_wh_px)
+    member = f"graphs/{DETECTOR}.fp32.onnx"
+    draft.members[member] = model.SerializeToString(deterministic=True)
+    variants: dict[Precision, str] = {"fp32": member}
+    draft.graphs[DETECTOR] = GraphEntry("detector", variants, *specs_from_graph(model))
+    draft.provenance["detector"] = f"{source.name}, sha256 {sha256_of(source)}"
+
+
+def _add_own_detector(draft: _Draft, entry: DetectorRecipe) -> None:
+    assert entry.network is not None  # the recipe's cross-check
+    assert entry.input_wh_px is not None
+    name = entry.network
+    network, origin = _weighted(
+        draft.recipe, entry, lambda: network_from_factory(name, entry.options, draft.recipe.folder)
+    )
+    entrance = Entrance(entry.normalise.mean, entry.normalise.std, entry.normalise.bgr)
+    _add_graph(draft, DETECTOR, detector_graph(network, entrance, entry.input_wh_px))
+    draft.provenance["checkpoint of detector"] = origin
+
+
+def _manifest(draft: _Draft, detector: DetectorEntry | None) -> Manifest:
+    recipe = draft.recipe
+    first = next(entry for entry in recipe.networks if entry.name == recipe.default_path.split(".")[0])
+    parity = {name: plain_from(graph.parity) for name, graph in draft.exported.items()}
+    draft.members[PARITY_REPORT] = (json.dumps(parity, indent=1, sort_keys=True) + "\n").encode()
+    tools = {name: version(name) for name in TOOLS}
+    return Manifest(
+        format=FORMAT,
+        name=recipe.name,
+        system=first.system or f"own {first.role}",
+        provenance={**tools, "recipe": f"sha256 {recipe.sha256}", **draft.provenance},
+        graphs=draft.graphs,
+        objects=tuple(row.entry for row in draft.objects.values()),
+        paths=draft.paths,
+        default_path=recipe.default_path,
+        files={},
+        detector=detector,
+        reports={"parity": PARITY_REPORT},
+    )
+
+
+def _wrong(entry: NetworkRecipe, got: object, expected: object) -> RecipeError:
+    return RecipeError(f"network {entry.name!r}", got=got, expected=expected, remedy="Correct the recipe.")

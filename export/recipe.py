@@ -1,0 +1,250 @@
+"""What to export, as the user writes it: a TOML file, read strictly, hashed, never rewritten."""
+
+from __future__ import annotations
+
+import hashlib
+import re
+import sys
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+from posekit.export.networks.entrance import IMAGENET_MEAN, IMAGENET_STD
+from posekit.runtime.crop import PRESETS, CropPreset
+from posekit.runtime.errors import InputError, RecipeError
+from posekit.runtime.manifest import ContinuousSymmetry, SolverEntry
+from posekit.runtime.records import RecordProblem, record_from
+
+if sys.version_info >= (3, 11):
+    import tomllib
+else:
+    import tomli as tomllib
+
+RANDOM = "random"
+PLAIN_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]*")
+OwnRole = Literal["embedder", "pose", "correspondence"]
+
+
+@dataclass(frozen=True)
+class ObjectRecipe:
+    """mesh: file, with lengths in `unit`.  symmetries: in metres, 16 numbers per discrete one; or models_info: a BOP file."""
+
+    id: int
+    name: str
+    mesh: str
+    unit: Literal["m", "cm", "mm", "inch"]
+    symmetries_discrete: tuple[tuple[float, ...], ...] = ()
+    symmetries_continuous: tuple[ContinuousSymmetry, ...] = ()
+    models_info: str | None = None
+
+
+@dataclass(frozen=True)
+class NormaliseRecipe:
+    """Of the user's own network: (x / 255 - mean) / std, in RGB order; bgr: the channels are swapped afterwards."""
+
+    mean: tuple[float, float, float] = IMAGENET_MEAN
+    std: tuple[float, float, float] = IMAGENET_STD
+    bgr: bool = False
+
+
+@dataclass(frozen=True)
+class BankRecipe:
+    """Which views a template bank holds. sphere: directions, 42, 162, 642 or 2562.  in_plane_steps: turns of each.
+
+    in_plane: "render" draws every turn, "rotate" turns the upright picture in the image (the T-LESS protocol).
+    max_angle_deg: from the object's +z to the direction; 90 leaves the upper half, the equator excluded.
+    distance_m: of the template camera; none: the object fills it.  precision: in which templates are kept.
+    """
+
+    sphere: int = 642
+    in_plane_steps: int = 36
+    in_plane: Literal["render", "rotate"] = "render"
+    max_angle_deg: float = 180.0
+    distance_m: float | None = None
+    precision: Literal["fp32", "fp16"] = "fp32"
+    supersample: int = 2
+
+
+@dataclass(frozen=True)
+class NetworkRecipe:
+    """One network and its weights: of a published system, or `network` = "module:factory" of the user's own.
+
+    checkpoint: a file, or "random" with `seed` (for measuring speed; such a bundle says so).
+    checkpoint_key, checkpoint_prefix: see posekit.export.checkpoint.  options: keyword arguments of the network.
+    crop: a name of posekit.runtime.crop.PRESETS, or a preset spelt out.  objects: ids, all if left out.
+    For the user's own: `role`, `crop`, and as the role needs `normalise`, `feeds`, `threshold` (see
+    posekit.export.networks.own).
+    """
+
+    name: str
+    checkpoint: str
+    system: str | None = None
+    network: str | None = None
+    seed: int = 0
+    checkpoint_key: str | None = None
+    checkpoint_prefix: str | None = None
+    options: dict[str, Any] = field(default_factory=dict)
+    crop: str | CropPreset | None = None
+    objects: tuple[int, ...] = ()
+    bank: BankRecipe = field(default_factory=BankRecipe)
+    solver: SolverEntry | None = None
+    role: OwnRole | None = None
+    normalise: NormaliseRecipe = field(default_factory=NormaliseRecipe)
+    feeds: tuple[str, ...] = ("crops",)
+    threshold: float | None = None
+
+
+@dataclass(frozen=True)
+class DetectorRecipe:
+    """A detector: a third party's `onnx`, or the user's own network in posekit's own family (`network`, `checkpoint`).
+
+    family: a row of posekit.runtime.detector.FAMILIES.  labels: a file with one class name per line, else the ONNX
+    file's own.  objects: class name to object id; left out: by the objects' names.  Thresholds: the family's if left out.
+    """
+
+    family: str
+    onnx: str | None = None
+    network: str | None = None
+    checkpoint: str | None = None
+    seed: int = 0
+    checkpoint_key: str | None = None
+    checkpoint_prefix: str | None = None
+    options: dict[str, Any] = field(default_factory=dict)
+    normalise: NormaliseRecipe = field(default_factory=NormaliseRecipe)
+    input_wh_px: tuple[int, int] | None = None
+    labels: str | None = None
+    objects: dict[str, int] = field(default_factory=dict)
+    letterbox_value: int | None = None
+    score_threshold: float | None = None
+    iou_threshold: float | None = None
+
+
+@dataclass(frozen=True)
+class ExportRecipe:
+    """A whole recipe. path and sha256 are those of the file that it was read from; they are no keys."""
+
+    name: str
+    default_path: str
+    objects: tuple[ObjectRecipe, ...]
+    networks: tuple[NetworkRecipe, ...]
+    detector: DetectorRecipe | None = None
+    path: str = ""
+    sha256: str = ""
+
+    @property
+    def folder(self) -> Path:
+        return Path(self.path).parent
+
+    def resolve(self, name: str) -> Path:
+        """A path of the recipe, which is relative to the recipe's folder."""
+        return self.folder / name
+
+
+def recipe_from_toml(path: Path | str) -> ExportRecipe:
+    """Read and cross-check. RecipeError names the file and the key that does not fit."""
+    path = Path(path)
+    try:
+        content = path.read_bytes()
+        keys = tomllib.loads(content.decode())
+        if {"path", "sha256"} & set(keys):
+            raise RecordProblem("recipe", "path or sha256", "only name, default_path, objects, networks, detector")
+        origin = {"path": str(path), "sha256": hashlib.sha256(content).hexdigest()}
+        recipe = record_from(ExportRecipe, keys | origin, "recipe")
+        _cross_check(recipe)
+    except RecordProblem as problem:
+        raise RecipeError(
+            f"{path}: {problem.where}",
+            got=problem.got,
+            expected=problem.expected,
+            remedy="Correct the recipe.",
+        ) from problem
+    except (OSError, ValueError, RecursionError, InputError) as error:
+        raise RecipeError(
+            f"{path}",
+            got=str(error)[:300],
+            expected="a recipe in TOML",
+            remedy="Correct the recipe.",
+        ) from error
+    return recipe
+
+
+def _cross_check(recipe: ExportRecipe) -> None:
+    """What types alone do not say."""
+    _check_names("recipe.name", [recipe.name])
+    _check_names("recipe.objects", [entry.name for entry in recipe.objects])
+    _check_names("recipe.networks", [entry.name for entry in recipe.networks])
+    ids = [entry.id for entry in recipe.objects]
+    if len(set(ids)) != len(ids) or any(not 0 <= i < 2**31 for i in ids):
+        raise RecordProblem("recipe.objects.id", ids, "distinct ids from 0")
+    for where, got, expected in (*_object_problems(recipe), *_network_problems(recipe), *_detector_problems(recipe)):
+        raise RecordProblem(where, got, expected)
+
+
+def _check_names(where: str, names: list[str]) -> None:
+    """Names become names of members and graphs."""
+    odd = [name for name in names if not PLAIN_NAME.fullmatch(name)]
+    if odd or not names or len(set(names)) != len(names):
+        raise RecordProblem(where, odd or names, "at least one, each once, of letters, digits, - and _")
+
+
+Problems = Iterator[tuple[str, object, str]]
+
+
+def _object_problems(recipe: ExportRecipe) -> Problems:
+    for entry in recipe.objects:
+        where = f"recipe.objects.{entry.name}"
+        if entry.models_info and (entry.symmetries_discrete or entry.symmetries_continuous):
+            yield where, "models_info and symmetries", "one of them"
+        if any(len(matrix) != 16 for matrix in entry.symmetries_discrete):
+            yield f"{where}.symmetries_discrete", "another count", "16 numbers each, a 4x4 matrix row by row"
+
+
+def _network_problems(recipe: ExportRecipe) -> Problems:
+    ids = {entry.id for entry in recipe.objects}
+    for entry in recipe.networks:
+        where = f"recipe.networks.{entry.name}"
+        if (entry.system is None) == (entry.network is None):
+            yield where, _named(entry, ("system", "network")), "either system or network"
+        if entry.network and (entry.role is None or entry.crop is None):
+            yield where, _named(entry, ("role", "crop")), 'role and crop, which network = "module:factory" needs'
+        if entry.role == "correspondence" and entry.solver is None:
+            yield where, "no solver", "a solver section, which role = correspondence needs"
+        if entry.system and (entry.role or entry.threshold is not None or entry.feeds != ("crops",)):
+            yield where, "role, feeds or threshold", "these only for the user's own network"
+        if not set(entry.objects) <= ids:
+            yield f"{where}.objects", list(entry.objects), f"ids among {sorted(ids)}"
+        if isinstance(entry.crop, str) and entry.crop not in PRESETS:
+            yield f"{where}.crop", repr(entry.crop), f"a table, or one of {', '.join(PRESETS)}"
+        if not 0 < entry.bank.max_angle_deg <= 180:
+            yield f"{where}.bank.max_angle_deg", entry.bank.max_angle_deg, "more than 0, at most 180"
+        if entry.bank.distance_m is not None and not entry.bank.distance_m > 0:
+            yield f"{where}.bank.distance_m", entry.bank.distance_m, "more than 0"
+        if min(entry.bank.in_plane_steps, entry.bank.supersample) < 1:
+            yield f"{where}.bank", "in_plane_steps or supersample below 1", "at least 1"
+        if any(not s > 0 for s in entry.normalise.std):
+            yield f"{where}.normalise.std", list(entry.normalise.std), "more than 0"
+
+
+def _detector_problems(recipe: ExportRecipe) -> Problems:
+    entry = recipe.detector
+    if entry is None:
+        return
+    where, ids = "recipe.detector", {e.id for e in recipe.objects}
+    if (entry.onnx is None) == (entry.network is None):
+        yield where, _named(entry, ("onnx", "network")), "either onnx or network"
+    if entry.network and (entry.checkpoint is None or entry.input_wh_px is None):
+        yield where, _named(entry, ("checkpoint", "input_wh_px")), "checkpoint and input_wh_px, which network needs"
+    if entry.network and entry.family != "posekit":
+        yield f"{where}.family", repr(entry.family), "'posekit', the family of a network of one's own"
+    if not set(entry.objects.values()) <= ids:
+        yield f"{where}.objects", entry.objects, f"ids among {sorted(ids)}"
+    for name, low, high in (("letterbox_value", 0, 255), ("score_threshold", 0, 1), ("iou_threshold", 0, 1)):
+        value = getattr(entry, name)
+        if value is not None and not low <= value <= high:
+            yield f"{where}.{name}", value, f"{low} to {high}"
+
+
+def _named(entry: object, keys: Iterable[str]) -> str:
+    given = [key for key in keys if getattr(entry, key) is not None]
+    return " and ".join(given) if given else "neither of them"
