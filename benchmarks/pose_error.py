@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from functools import cached_property
+from functools import cached_property, partial
 from typing import Any
 
 import numpy as np
@@ -60,6 +60,12 @@ class ScoredObject:
         polar, azimuth = np.arccos(1 - 2 * k / SAMPLE), np.pi * (1 + 5**0.5) * k
         directions = np.stack([np.cos(azimuth) * np.sin(polar), np.sin(azimuth) * np.sin(polar), np.cos(polar)], axis=1)
         return np.asarray(self.vertices_m[np.unique((self.vertices_m @ directions.T).argmax(axis=0))])
+
+    @cached_property
+    def sample_copies_m(self) -> Array:
+        """(S, n, 3) the sample moved by every symmetry."""
+        R, t_m = self.transforms[:, :3, :3], self.transforms[:, :3, 3]
+        return np.asarray(self.sample_m @ R.transpose(0, 2, 1) + t_m[:, None])
 
     @cached_property
     def tree(self) -> Any:
@@ -114,7 +120,7 @@ def pose_errors(estimate: Pose, true: Pose, scored: ScoredObject, intrinsics: In
         adds_m=adds_m(estimate, true, scored),
         mssd_m=mssd_m(estimate, true, scored),
         mspd_px=mspd_px,
-        reprojection_px=float(_pixel_distances(estimate, nearest, scored.vertices_m, intrinsics).mean()),
+        reprojection_px=_mean_px(estimate, nearest, scored, intrinsics),
     )
 
 
@@ -130,7 +136,7 @@ def rotation_translation_errors(estimate: Pose, true: Pose, transforms: Array) -
 
 def add_m(estimate: Pose, true: Pose, vertices_m: Array) -> float:
     """ADD: mean over x of |R̂x + t̂ - (Rx + t)|."""
-    return float(np.linalg.norm(estimate.apply(vertices_m) - true.apply(vertices_m), axis=1).mean())
+    return float(_distances_m(estimate.apply(vertices_m), true.apply(vertices_m)).mean())
 
 
 def adds_m(estimate: Pose, true: Pose, scored: ScoredObject) -> float:
@@ -142,11 +148,7 @@ def adds_m(estimate: Pose, true: Pose, scored: ScoredObject) -> float:
 
 def mssd_m(estimate: Pose, true: Pose, scored: ScoredObject) -> float:
     """MSSD: min over S of max over x of |R̂x + t̂ - (R Sx + t)|."""
-
-    def distances(copy: Pose, vertices_m: Array) -> Array:
-        return np.asarray(np.linalg.norm(estimate.apply(vertices_m) - copy.apply(vertices_m), axis=-1))
-
-    return _min_max_over_copies(distances, true, scored)[0]
+    return _min_max_over_copies(_distances_m, estimate, true, scored)[0]
 
 
 def mspd_px(estimate: Pose, true: Pose, scored: ScoredObject, intrinsics: Intrinsics) -> float:
@@ -157,41 +159,46 @@ def mspd_px(estimate: Pose, true: Pose, scored: ScoredObject, intrinsics: Intrin
 def reprojection_px(estimate: Pose, true: Pose, scored: ScoredObject, intrinsics: Intrinsics) -> float:
     """Mean over x of the pixel distance, to the symmetric copy of the truth that MSPD takes."""
     nearest = _mspd(estimate, true, scored, intrinsics)[1]
-    return float(_pixel_distances(estimate, nearest, scored.vertices_m, intrinsics).mean())
+    return _mean_px(estimate, nearest, scored, intrinsics)
+
+
+def _mean_px(estimate: Pose, copy: Pose, scored: ScoredObject, intrinsics: Intrinsics) -> float:
+    measure = partial(_distances_px, intrinsics.undistorted())
+    return float(measure(estimate.apply(scored.vertices_m), copy.apply(scored.vertices_m)).mean())
 
 
 def _mspd(estimate: Pose, true: Pose, scored: ScoredObject, intrinsics: Intrinsics) -> tuple[float, Pose]:
-    def distances(copy: Pose, vertices_m: Array) -> Array:
-        return _pixel_distances(estimate, copy, vertices_m, intrinsics)
-
-    return _min_max_over_copies(distances, true, scored)
+    return _min_max_over_copies(partial(_distances_px, intrinsics.undistorted()), estimate, true, scored)
 
 
-def _pixel_distances(estimate: Pose, true: Pose, vertices_m: Array, intrinsics: Intrinsics) -> Array:
-    """(V,) pixels; infinite for vertices that either pose puts behind the camera."""
-    ideal = intrinsics.undistorted()
-    a, b = estimate.apply(vertices_m), true.apply(vertices_m)
-    in_front = (a[:, 2] > 0) & (b[:, 2] > 0)
-    distances = np.full(len(vertices_m), np.inf)
-    distances[in_front] = np.linalg.norm(ideal.project(a[in_front]) - ideal.project(b[in_front]), axis=1)
-    return distances
+def _distances_m(a_m: Array, b_m: Array) -> Array:
+    return np.asarray(np.linalg.norm(a_m - b_m, axis=-1))
+
+
+def _distances_px(ideal: Intrinsics, a_m: Array, b_m: Array) -> Array:
+    """Between the projections of camera-frame points (..., 3); infinite where either lies behind the camera."""
+    in_front = (a_m[..., 2] > 0) & (b_m[..., 2] > 0)
+    ahead = np.array([0.0, 0.0, 1.0])  # stands in for points that have no projection
+    a, b = (ideal.project(np.where(in_front[..., None], points, ahead)) for points in (a_m, b_m))
+    return np.where(in_front, np.linalg.norm(a - b, axis=-1), np.inf)
 
 
 def _min_max_over_copies(
-    distances: Callable[[Pose, Array], Array], true: Pose, scored: ScoredObject
+    measure: Callable[[Array, Array], Array], estimate: Pose, true: Pose, scored: ScoredObject
 ) -> tuple[float, Pose]:
     """Min over symmetric copies of the truth of the max over vertices, and the copy that has it. Exact.
 
     A few vertices bound a copy's maximum from below; copies are tried in that order until the bound says that no better
     one can follow. With 315 copies of a scanned mesh this saves nearly all of the work.
     """
-    copies = [true @ Pose(m[:3, :3], m[:3, 3]) for m in scored.transforms]
-    bounds = [float(distances(copy, scored.sample_m).max()) for copy in copies]
-    best, nearest = np.inf, copies[0]
+    bounds = measure(estimate.apply(scored.sample_m), true.apply(scored.sample_copies_m)).max(axis=1)
+    seen = estimate.apply(scored.vertices_m)
+    best, nearest = np.inf, true
     for i in np.argsort(bounds, kind="stable"):
         if bounds[i] >= best:
             break
-        worst = float(distances(copies[i], scored.vertices_m).max())
+        copy = true @ Pose.from_matrix(scored.transforms[i])
+        worst = float(measure(seen, copy.apply(scored.vertices_m)).max())
         if worst < best:
-            best, nearest = worst, copies[i]
+            best, nearest = worst, copy
     return best, nearest
