@@ -82,6 +82,16 @@ checkpoint = "random"
 """
 
 
+OWN_DETECTOR = """
+checkpoint = "random"
+[detector]
+family = "posekit"
+network = "n:m"
+checkpoint = "random"
+input_wh_px = [64, 64]
+"""
+
+
 def read(text: str, folder: Path) -> ExportRecipe:
     path = folder / "desk.toml"
     path.write_text(text)
@@ -161,8 +171,7 @@ def test_a_recipe_is_hashed_and_its_paths_start_at_its_folder(tmp_path: Path) ->
         ),
         (
             'checkpoint = "random"',
-            'checkpoint = "random"\n[detector]\nfamily = "yolov8"\nnetwork = "n:m"\n'
-            'checkpoint = "random"\ninput_wh_px = [64, 64]',
+            OWN_DETECTOR.replace("posekit", "yolov8"),
             "'posekit'",
         ),
         ("[[networks]]", "[[networks", "a recipe in TOML"),

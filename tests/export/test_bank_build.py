@@ -1,0 +1,219 @@
+"""Banks: what is built is read by the runtime, finds the views it was made of, and says how it was made."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pytest
+import trimesh
+
+from posekit.export import bank
+from posekit.export.bank import BATCH, bank_rotations, build_bank, grid_side, mask_box, place_weights, template_camera
+from posekit.export.mesh import ObjectModel, model_from_arrays
+from posekit.export.recipe import BankRecipe
+from posekit.export.render import Renderer, headlight, shade
+from posekit.runtime.bank import TemplateBank, bank_from_bytes, check_bank_fits
+from posekit.runtime.crop import CropPreset, crop, crop_warp
+from posekit.runtime.decode import pose_from_template
+from posekit.runtime.errors import ExportError, OutputError
+from posekit.runtime.intrinsics import Intrinsics
+from posekit.runtime.pose import Pose, rotation_angle_rad, rotation_from_rotvec
+from posekit.runtime.records import json_from_record
+from posekit.runtime.tensor import Feed, TensorSpec
+
+PRESET = CropPreset("square", 64)
+SMALL = BankRecipe(sphere=42, in_plane_steps=4, supersample=1)
+SHA = "0" * 64
+
+
+class Patches:
+    """An embedder without weights: every place is its patch of 8 x 8 pixels, less its mean, at unit length."""
+
+    backend = "numpy"
+    inputs = (TensorSpec("crops", "uint8", ("batch", 64, 64, 3)),)
+
+    def __init__(self, places: int = 64) -> None:
+        self.outputs = (TensorSpec("descriptors", "float32", ("batch", places, 192)),)
+
+    def run(self, feed: Feed) -> dict[str, Any]:
+        x = np.asarray(feed["crops"], np.float32)
+        patches = x.reshape(-1, 8, 8, 8, 8, 3).transpose(0, 1, 3, 2, 4, 5).reshape(len(x), 64, 192)
+        patches = patches - patches.mean(axis=2, keepdims=True)
+        return {"descriptors": patches / np.maximum(np.linalg.norm(patches, axis=2, keepdims=True), 1e-6)}
+
+    def close(self) -> None:
+        pass
+
+
+@pytest.fixture(scope="module")
+def model() -> ObjectModel:
+    """A box of 6 x 10 x 16 cm with a different colour at every corner."""
+    box = trimesh.creation.box((0.06, 0.10, 0.16)).subdivide().subdivide()
+    colours = np.clip((box.vertices / (0.03, 0.05, 0.08) + 1) * 127, 0, 255)
+    return model_from_arrays(box.vertices, box.faces, colours.astype(np.uint8))
+
+
+def built(model: ObjectModel, path: Path, recipe: BankRecipe = SMALL) -> TemplateBank:
+    build_bank(path, Patches(), SHA, model, 7, PRESET, recipe)
+    return bank_from_bytes(path.read_bytes(), "bank")
+
+
+@pytest.fixture(scope="module")
+def toy(model: ObjectModel, tmp_path_factory: pytest.TempPathFactory) -> TemplateBank:
+    return built(model, tmp_path_factory.mktemp("bank") / "bank.safetensors")
+
+
+def test_the_runtime_reads_what_was_built(toy: TemplateBank) -> None:
+    assert toy.object_id == 7
+    assert toy.templates.shape == (64, 192, 168)
+    assert toy.templates.dtype == np.float32
+    np.testing.assert_allclose(toy.weights.sum(axis=0), 1, rtol=1e-5)
+    assert ((toy.weights == 0) | np.isclose(toy.weights, toy.weights.max(axis=0))).all()
+    assert (toy.t_m[:, :2] == 0).all()
+    check_bank_fits(toy, SHA, json_from_record(PRESET), "bank")
+    views = json.loads(toy.metadata["views"])
+    assert (views["sphere"], views["in_plane_steps"]) == (42, 4)
+    assert views["distance_m"] == pytest.approx(float(toy.t_m[0, 2]))
+
+
+def test_the_object_fills_the_template_camera(toy: TemplateBank) -> None:
+    side = 2 * float(toy.K[0, 2]) + 1
+    sizes = toy.box_xyxy_px[:, 2:] - toy.box_xyxy_px[:, :2]
+    assert (toy.box_xyxy_px >= -0.5).all()
+    assert (toy.box_xyxy_px <= side - 0.5).all()
+    assert 0.6 * side < sizes.max() <= bank.FILL * side + 2
+
+
+def scores(bank: TemplateBank, pixels: npt.NDArray[np.uint8]) -> npt.NDArray[np.float64]:
+    query = Patches().run({"crops": pixels[None]})["descriptors"][0]
+    return np.asarray(np.einsum("lc,lcn,ln->n", query, bank.templates, bank.weights), np.float64)
+
+
+def test_every_view_finds_itself_and_another_camera_gets_the_pose(model: ObjectModel, toy: TemplateBank) -> None:
+    camera = Intrinsics(np.array([[500.0, 0, 300], [0, 500, 260], [0, 0, 1]]), 640, 480)
+    renderer = Renderer({7: model})
+    errors = []
+    for i in range(0, toy.R.shape[0], 11):
+        truth = Pose(toy.R[i], np.array([0.0, 0.0, 0.7]))
+        rendering = renderer.render([(7, truth)], camera)
+        cut = crop(shade(rendering, headlight()), mask_box(rendering.mask, "test"), camera, PRESET)
+        best = int(np.argmax(scores(toy, cut.pixels)))
+        found = pose_from_template(toy.R[best], cut.box_xyxy_px, camera.K, toy.box_xyxy_px[best], toy.K, toy.t_m[best])
+        errors.append((rotation_angle_rad(found.R, truth.R), np.linalg.norm(found.t_m - truth.t_m)))
+    angles_deg, shifts_m = np.rad2deg([a for a, _ in errors]), np.array([s for _, s in errors])
+    assert np.median(angles_deg) < 1.0
+    assert np.median(shifts_m) < 0.02
+
+
+def test_turning_a_picture_is_nearly_rendering_it_turned(model: ObjectModel, toy: TemplateBank, tmp_path: Path) -> None:
+    turned = built(model, tmp_path / "turned.safetensors", BankRecipe(42, 4, "rotate", supersample=1))
+    np.testing.assert_array_equal(turned.R, toy.R)
+    np.testing.assert_array_equal(turned.templates[..., ::4], toy.templates[..., ::4])  # upright ones are rendered
+    assert np.abs(turned.box_xyxy_px - toy.box_xyxy_px).max() <= 2.0
+    similarity = np.einsum("lcn,lcn,ln->n", turned.templates, toy.templates, toy.weights)
+    wrong = np.einsum("lcn,lcn,ln->n", np.roll(turned.templates, 1, axis=2), toy.templates, toy.weights)
+    assert similarity.mean() > 0.9
+    assert similarity.mean() > wrong.mean() + 0.2
+
+
+def test_fp16_halves_the_templates_and_nothing_else(model: ObjectModel, toy: TemplateBank, tmp_path: Path) -> None:
+    half = built(model, tmp_path / "half.safetensors", BankRecipe(42, 4, precision="fp16", supersample=1))
+    assert half.templates.dtype == np.float16
+    assert half.metadata["precision"] == "fp16"
+    np.testing.assert_allclose(half.templates.astype(np.float32), toy.templates, atol=5e-4)
+    np.testing.assert_array_equal(half.weights, toy.weights)
+
+
+def test_equal_input_gives_equal_bytes_in_memory_or_through_a_file(
+    model: ObjectModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    recipe = BankRecipe(42, 1, max_angle_deg=90, supersample=1)
+    built(model, tmp_path / "memory", recipe)
+    monkeypatch.setattr(bank, "IN_MEMORY_BYTES", 0)
+    built(model, tmp_path / "file", recipe)
+    assert (tmp_path / "memory").read_bytes() == (tmp_path / "file").read_bytes()
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["file", "memory"]
+
+
+def test_a_full_disk_is_an_output_error(model: ObjectModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(*_: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(bank, "IN_MEMORY_BYTES", 0)
+    monkeypatch.setattr(bank.os, "posix_fallocate", full)  # type: ignore[attr-defined]
+    with pytest.raises(OutputError, match="No space left"):
+        built(model, tmp_path / "bank")
+    assert not list(tmp_path.iterdir())
+
+
+def test_progress_ends_at_all_views(model: ObjectModel, tmp_path: Path) -> None:
+    seen: list[tuple[int, int]] = []
+    recipe = BankRecipe(42, 1, supersample=1)
+    build_bank(
+        tmp_path / "bank", Patches(), SHA, model, 7, PRESET, recipe, lambda done, total: seen.append((done, total))
+    )
+    assert seen == [(BATCH, 42), (42, 42)]
+
+
+@pytest.mark.parametrize(("max_angle_deg", "count"), [(180, 642), (90, 301), (30, 42)])
+def test_views_within_an_angle(max_angle_deg: float, count: int) -> None:
+    rotations = bank_rotations(BankRecipe(642, 2, max_angle_deg=max_angle_deg))
+    directions = -rotations[:, 2]  # from the object to the camera
+    angles_deg = np.rad2deg(np.arccos(np.clip(directions[:, 2], -1, 1)))
+    assert (angles_deg <= max_angle_deg + 1e-9).all()
+    assert len(rotations) == 2 * count or max_angle_deg == 30
+    np.testing.assert_allclose(
+        rotations[1::2] @ rotations[::2].transpose(0, 2, 1),
+        np.tile(np.diag([-1.0, -1, 1]), (len(rotations) // 2, 1, 1)),
+        atol=1e-12,
+    )
+
+
+def test_too_few_views_are_refused() -> None:
+    with pytest.raises(ExportError, match="at least 5"):
+        bank_rotations(BankRecipe(42, 1, max_angle_deg=20))
+
+
+def test_a_camera_inside_the_object_is_refused(model: ObjectModel) -> None:
+    with pytest.raises(ExportError, match="distance_m"):
+        template_camera(model, PRESET, 0.05)
+    camera, distance_m = template_camera(model, PRESET, 0.3)
+    assert distance_m == 0.3
+    corner = camera.project(rotation_from_rotvec((0.0, np.pi / 2, 0.0)) @ np.array([0.03, 0.05, 0.08]) + (0, 0, 0.3))
+    assert (corner > 0).all()
+    assert (corner < camera.width_px).all()
+
+
+def test_a_picture_that_shows_nothing_is_refused() -> None:
+    with pytest.raises(ExportError, match="view 3"):
+        mask_box(np.zeros((4, 4), bool), "view 3")
+    mask = np.zeros((6, 8), bool)
+    mask[2:4, 3:8] = True
+    np.testing.assert_array_equal(mask_box(mask, "view"), [2.5, 1.5, 7.5, 3.5])
+
+
+@pytest.mark.parametrize("places", [2, 63, 200])
+def test_places_that_are_no_square_grid_are_refused(places: int, model: ObjectModel, tmp_path: Path) -> None:
+    with pytest.raises(ExportError, match=f"{places} places"):
+        grid_side(places)
+    with pytest.raises(ExportError, match=f"{places} places"):
+        build_bank(tmp_path / "bank", Patches(places), SHA, model, 7, PRESET, SMALL)
+
+
+def test_a_place_counts_when_any_pixel_of_the_object_is_in_it() -> None:
+    mask = np.zeros((64, 64), bool)
+    mask[8:16, 8:16] = True  # exactly one place of 8 x 8
+    mask[40, 63] = True  # one pixel of another
+    whole = crop_warp((-0.5, -0.5, 63.5, 63.5), PRESET, (64, 64))
+    weights = place_weights(mask, whole, 64, 64)
+    assert np.flatnonzero(weights).tolist() == [1 * 8 + 1, 5 * 8 + 7]
+    assert weights.max() == 0.5
+    assert place_weights(mask, whole, 64, 1).tolist() == [1.0]
+
+
+def test_no_view_is_without_weights(toy: TemplateBank) -> None:
+    assert (toy.weights.max(axis=0) > 0).all()
