@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from enum import Enum
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -62,6 +63,15 @@ BundlePath = Annotated[Path, typer.Argument(metavar="X.posekit", help="The bundl
 AsJson = Annotated[bool, typer.Option("--json", help="One JSON object on stdout instead of tables.")]
 
 
+class Unit(str, Enum):
+    """What one unit of a mesh's coordinates is."""
+
+    m = "m"
+    cm = "cm"
+    mm = "mm"
+    inch = "inch"
+
+
 def _version(wanted: bool) -> None:
     if wanted:
         from posekit import __version__
@@ -106,6 +116,23 @@ def run(
 
 
 @app.command()
+def export(
+    recipe: Annotated[Path, typer.Argument(metavar="RECIPE.toml", help="What to export, and how.", show_default=False)],
+    output: Annotated[Path, typer.Option("-o", "--output", help="The bundle to write.", show_default=False)],
+    json: AsJson = False,
+) -> None:
+    """Export trained networks, template banks and objects into one bundle."""
+    from posekit import render
+
+    with render.stages() as update:
+        from posekit.export.pipeline import export_recipe
+        from posekit.export.recipe import recipe_from_toml
+
+        report = export_recipe(recipe_from_toml(recipe), output, update)
+    render.show_json(render.export_summary(report)) if json else render.show_export(report)
+
+
+@app.command()
 def inspect(bundle: BundlePath, json: AsJson = False) -> None:
     """Show what is in a bundle, after verifying every member."""
     from posekit import render
@@ -129,6 +156,31 @@ def systems(json: AsJson = False) -> None:
         render.show_json([dict(zip(columns, row, strict=True)) for row in rows])
     else:
         render.show_rows("systems", columns, rows, then=["posekit export RECIPE.toml -o X.posekit"])
+
+
+@bank_app.command("build")
+def bank_build(
+    bundle: BundlePath,
+    object_id: Annotated[int, typer.Option("--object", help="Id of the object.", show_default=False)],
+    mesh: Annotated[Path, typer.Option(help="Its mesh.", show_default=False)],
+    unit: Annotated[Unit, typer.Option(help="Of the mesh.", show_default=False)],
+    output: Annotated[Path | None, typer.Option("-o", "--output", help="Default: the bundle itself.")] = None,
+    path: Annotated[str | None, typer.Option(help="Pose path. Default: the first with a bank of it.")] = None,
+    sphere: Annotated[int, typer.Option(help="Directions: 42, 162, 642 or 2562.")] = 642,
+    in_plane_steps: Annotated[int, typer.Option(min=1, help="Turns of each direction.")] = 36,
+    json: AsJson = False,
+) -> None:
+    """Rebuild one object's bank in a bundle, with the bundle's own embedder."""
+    from posekit import render
+
+    with render.progress("embedding views") as update:
+        from posekit.bank_build import BankRequest, rebuild_bank
+        from posekit.export.recipe import BankRecipe
+
+        views = BankRecipe(sphere=sphere, in_plane_steps=in_plane_steps)
+        request = BankRequest(bundle, object_id, mesh, unit.value, output or bundle, views, path)
+        built = rebuild_bank(request, update)
+    render.show_json(render.bank_summary(request, built)) if json else render.show_bank(request, built)
 
 
 def main() -> None:

@@ -5,14 +5,17 @@ from __future__ import annotations
 import json
 import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, redirect_stdout
 from typing import TYPE_CHECKING, Any
 
 from posekit.runtime.errors import PosekitError
 from posekit.runtime.records import plain_from
 
 if TYPE_CHECKING:
+    from posekit.bank_build import BankRequest
     from posekit.benchmarks.accuracy import Accuracy, ObjectAccuracy
+    from posekit.export.bank import BuiltBank
+    from posekit.export.pipeline import ExportReport
     from posekit.runtime.manifest import Manifest
     from posekit.sequence import RunOutcome, RunRequest
 
@@ -70,6 +73,68 @@ def progress(title: str) -> Iterator[Update]:
         yield lambda done, total: bar.update(task, completed=done, total=total)
 
 
+@contextmanager
+def stages() -> Iterator[Callable[[str, int, int], None]]:
+    """One bar on stderr per stage of something long; what libraries print meanwhile goes to stderr too."""
+    from rich.console import Console
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
+
+    console = Console(stderr=True)
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
+    tasks: dict[str, TaskID] = {}
+    with redirect_stdout(sys.stderr), Progress(*columns, console=console, disable=not console.is_terminal) as bar:
+
+        def update(stage: str, done: int, total: int) -> None:
+            if stage not in tasks:
+                tasks[stage] = bar.add_task(stage, total=total)
+            bar.update(tasks[stage], completed=done, total=total)
+
+        yield update
+
+
+def export_summary(report: ExportReport) -> dict[str, Any]:
+    """What a program wants to know of an export."""
+    return {
+        "path": str(report.path),
+        "size_bytes": report.size,
+        "seconds": report.seconds,
+        "graphs": {name: plain_from(graph.parity) for name, graph in report.graphs.items()},
+        "banks": {name: {"views": bank.views, "size_bytes": bank.size} for name, bank in report.banks.items()},
+    }
+
+
+def show_export(report: ExportReport) -> None:
+    """Graphs with their parity, banks, the file, and what to try next."""
+    graphs = [
+        (name, str(g.nodes), f"{g.size / BYTES_PER_MB:.1f}", f"{g.parity.worst:.1e}", g.parity.against)
+        for name, g in report.graphs.items()
+    ]
+    _table("graphs", ("name", "nodes", "MB", "worst relative difference to PyTorch", "run on"), graphs)
+    banks = [
+        (name, str(b.views), f"{b.places} x {b.channels}", f"{b.size / BYTES_PER_MB:.1f}")
+        for name, b in report.banks.items()
+    ]
+    _table("banks", ("name", "views", "descriptor", "MB"), banks)
+    _line(f"wrote [bold]{report.path}[/], {report.size / BYTES_PER_MB:.1f} MB in {report.seconds:.1f} s")
+    boxes = "" if report.manifest.detector else " --boxes BOXES.json"
+    _next([f"posekit inspect {report.path}", f"posekit run {report.path} FRAMES --camera CAM.json{boxes}"])
+
+
+def bank_summary(request: BankRequest, built: BuiltBank) -> dict[str, Any]:
+    """What a program wants to know of a rebuilt bank."""
+    shape = {"views": built.views, "places": built.places, "channels": built.channels}
+    return {"path": str(request.output), "object_id": request.object_id, **shape, "bank_bytes": built.size}
+
+
+def show_bank(request: BankRequest, built: BuiltBank) -> None:
+    """Size of the bank, the file, and what to try next."""
+    _line(
+        f"object {request.object_id}: {built.views} views of {built.places} x {built.channels}, {built.size / BYTES_PER_MB:.1f} MB"
+    )
+    _line(f"wrote [bold]{request.output}[/]")
+    _next([f"posekit inspect {request.output}"])
+
+
 def show_run(request: RunRequest, outcome: RunOutcome) -> None:
     """Counts, what ran where, time per stage, accuracy, files, and what to try next."""
     missed = outcome.n_detections - outcome.n_estimates
@@ -116,12 +181,6 @@ def show_bundle(manifest: Manifest, where: str) -> None:
 def show_rows(title: str, columns: Sequence[str], rows: Iterable[Sequence[str]], *, then: Sequence[str] = ()) -> None:
     """Any table, and what to try next."""
     _table(title, columns, rows)
-    _next(then)
-
-
-def show_written(what: str, path: object, *, then: Sequence[str]) -> None:
-    """One line for a file, and what to try next."""
-    _line(f"wrote {what} [bold]{path}[/]")
     _next(then)
 
 

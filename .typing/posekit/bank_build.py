@@ -1,0 +1,1 @@
+../../sdk/bank_build.py

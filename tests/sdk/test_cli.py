@@ -1,0 +1,293 @@
+"""The command line: what each command says, writes and refuses, always without a traceback."""
+
+from __future__ import annotations
+
+import builtins
+import json
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import cv2
+import numpy as np
+import onnx
+import pytest
+from onnx import TensorProto as T
+from onnx import helper
+from safetensors.numpy import save
+from typer.testing import CliRunner
+
+from posekit.cli import app
+from posekit.export.pack import pack_bundle
+from posekit.runtime.crop import CropPreset
+from posekit.runtime.errors import InputError
+from posekit.runtime.manifest import FORMAT, GraphEntry, Manifest, ObjectEntry, PathEntry
+from posekit.runtime.results import read_results
+from posekit.runtime.tensor import TensorSpec
+
+W, H, SIZE = 160, 120, 32
+CAMERA = {"fx": 150, "fy": 150, "cx": 79.5, "cy": 59.5, "width": W, "height": H}
+BOX = {"object_id": 1, "box_xyxy_px": [60, 40, 100, 80]}
+CROPS = TensorSpec("crops", "uint8", ("batch", SIZE, SIZE, 3))
+OUTPUTS = (
+    TensorSpec("R", "float32", ("batch", 3, 3)),
+    TensorSpec("t", "float32", ("batch", 3)),
+    TensorSpec("score", "float32", ("batch",)),
+)
+CORNERS = np.array([[x, y, z] for x in (-1, 1) for y in (-1, 1) for z in (-1, 1)], np.float32) * 0.05
+QUADS = [(0, 1, 3, 2), (4, 6, 7, 5), (0, 4, 5, 1), (2, 3, 7, 6), (0, 2, 6, 4), (1, 5, 7, 3)]
+FACES = np.array([triangle for a, b, c, d in QUADS for triangle in ((a, b, c), (a, c, d))], np.int32)
+
+
+def pose_graph() -> bytes:
+    """R = I, t = (0, 0, 0.5), score 0.75 for every crop."""
+    nodes = [helper.make_node("Shape", ["crops"], ["batch"], start=0, end=1)]
+    constants = {"R0": np.eye(3)[None], "t0": np.array([[0, 0, 0.5]]), "score0": np.array([0.75])}
+    for name, rank in (("R", 3), ("t", 2), ("score", 1)):
+        parts = ["batch", *["one"] * (rank - 1)]
+        nodes.append(helper.make_node("Concat", parts, [f"{name}_repeats"], axis=0))
+        nodes.append(helper.make_node("Tile", [f"{name}0", f"{name}_repeats"], [name]))
+    initialisers = [onnx.numpy_helper.from_array(v.astype(np.float32), n) for n, v in constants.items()]
+    initialisers.append(onnx.numpy_helper.from_array(np.ones(1, np.int64), "one"))
+    inputs = [helper.make_tensor_value_info("crops", T.UINT8, list(CROPS.shape))]
+    outputs = [helper.make_tensor_value_info(s.name, T.FLOAT, list(s.shape)) for s in OUTPUTS]
+    graph = helper.make_graph(nodes, "toy", inputs, outputs, initialisers)
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 19)], ir_version=9)
+    return bytes(model.SerializeToString())
+
+
+@pytest.fixture
+def bundle(tmp_path: Path) -> Path:
+    """A bundle whose every pose is the same, for a 10 cm cube."""
+    entry = ObjectEntry(1, "cube", 0.1732, (-0.05,) * 3, (0.05,) * 3, "cube.safetensors")
+    manifest = Manifest(
+        format=FORMAT,
+        name="toy",
+        system="constant",
+        provenance={"made by": "a test"},
+        graphs={"pose": GraphEntry("pose", {"fp32": "pose.onnx"}, (CROPS,), OUTPUTS)},
+        objects=(entry,),
+        paths={"direct": PathEntry("regressor", "pose", CropPreset("square", SIZE), (1,))},
+        default_path="direct",
+        files={},
+    )
+    members = {"pose.onnx": pose_graph(), "cube.safetensors": bytes(save({"vertices_m": CORNERS, "faces": FACES}))}
+    pack_bundle(tmp_path / "toy.posekit", manifest, members)
+    return tmp_path / "toy.posekit"
+
+
+@pytest.fixture
+def images(tmp_path: Path) -> Path:
+    """Three images, their camera file and box file."""
+    folder = tmp_path / "images"
+    folder.mkdir()
+    for i in range(3):
+        cv2.imwrite(str(folder / f"{i}.png"), np.full((H, W, 3), 60 + i, np.uint8))
+    (tmp_path / "cam.json").write_text(json.dumps(CAMERA))
+    (tmp_path / "boxes.json").write_text(json.dumps({f"{i}.png": [BOX] for i in range(3)}))
+    return folder
+
+
+@pytest.fixture
+def data_set(tmp_path: Path) -> Path:
+    """BOP, two images: in the first the cube is where the bundle says, in the second 10 cm aside."""
+    scene = tmp_path / "bop" / "test" / "000001"
+    (scene / "rgb").mkdir(parents=True)
+    K = [150, 0, 79.5, 0, 150, 59.5, 0, 0, 1]
+    gt = {"cam_R_m2c": np.eye(3).ravel().tolist(), "cam_t_m2c": [0, 0, 500], "obj_id": 1}
+    stranger = gt | {"obj_id": 77}
+    for i in range(2):
+        cv2.imwrite(str(scene / "rgb" / f"{i:06d}.png"), np.full((H, W, 3), 90, np.uint8))
+    rows = {
+        "scene_camera": {i: {"cam_K": K} for i in range(2)},
+        "scene_gt": {0: [gt, stranger], 1: [gt | {"cam_t_m2c": [100, 0, 500]}]},
+        "scene_gt_info": {0: [{"bbox_obj": [60, 40, 40, 40]}] * 2, 1: [{"bbox_obj": [90, 40, 40, 40]}]},
+    }
+    for name, content in rows.items():
+        (scene / f"{name}.json").write_text(json.dumps(content))
+    return tmp_path / "bop"
+
+
+def posekit(*arguments: object) -> Any:
+    return CliRunner().invoke(app, [str(a) for a in arguments])
+
+
+def refused(*arguments: object, code: int = 2) -> str:
+    """The message of a refusal: an exit code, one line on stderr, nothing on stdout, no traceback."""
+    result = posekit(*arguments)
+    assert result.exit_code == code, result.output
+    assert isinstance(result.exception, SystemExit)
+    assert result.stdout == ""
+    assert "Traceback" not in result.stderr
+    assert len(result.stderr.strip().splitlines()) == 1
+    return str(result.stderr)
+
+
+def with_boxes(bundle: Path, images: Path) -> list[object]:
+    top = images.parent
+    return ["run", bundle, images, "--camera", top / "cam.json", "--boxes", top / "boxes.json"]
+
+
+def test_run_writes_poses_and_overlays_and_says_what_next(bundle: Path, images: Path, tmp_path: Path) -> None:
+    result = posekit(*with_boxes(bundle, images), "-o", tmp_path / "poses.jsonl", "--overlay", tmp_path / "seen")
+    assert result.exit_code == 0, result.output
+    records = read_results(tmp_path / "poses.jsonl")
+    assert [r.frame for r in records] == ["0.png", "1.png", "2.png"]
+    np.testing.assert_allclose(records[0].cam_from_obj.t_m, [0, 0, 0.5])
+    assert records[0].time_s is not None
+    assert 0 < sum(records[0].stages_s.values()) <= records[0].time_s
+    seen = sorted((tmp_path / "seen").iterdir())
+    assert [p.name for p in seen] == ["0.png.jpg", "1.png.jpg", "2.png.jpg"]
+    picture = cv2.imread(str(seen[0]))
+    assert picture is not None
+    assert picture.std() > 5
+    for words in ("3 poses in 3 frames", "poses.jsonl", "p50 ms", "ONNX Runtime", "next: posekit"):
+        assert words in result.stdout
+
+
+def test_run_as_json_is_one_object_on_stdout(bundle: Path, images: Path) -> None:
+    result = posekit(*with_boxes(bundle, images), "--json", "--max-frames", 2)
+    outcome = json.loads(result.stdout)
+    assert (outcome["n_frames"], outcome["n_estimates"], outcome["path"]) == (2, 2, "direct")
+    assert outcome["timings"]["frame"]["n"] == 2
+
+
+def test_run_on_a_data_set_scores_against_its_truth(bundle: Path, data_set: Path, tmp_path: Path) -> None:
+    """Boxes of objects that the bundle does not know are left out; one of the two poses is right."""
+    result = posekit("run", bundle, data_set, "--boxes", "gt", "--gt", "-o", tmp_path / "poses.csv", "--json")
+    assert result.exit_code == 0, result.output
+    total = json.loads(result.stdout)["accuracy"]["total"]
+    assert (total["n_true"], total["recall_add"]) == (2, 0.5)
+    assert len(read_results(tmp_path / "poses.csv")) == 2
+    table = posekit("run", bundle, data_set, "--boxes", "gt", "--gt").stdout
+    assert "50.0%" in table
+    assert "cube" in table
+
+
+def test_bop_detections_drive_a_data_set(bundle: Path, data_set: Path, tmp_path: Path) -> None:
+    row = {"scene_id": 1, "image_id": 1, "category_id": 1, "bbox": [60, 40, 40, 40], "score": 0.5}
+    (tmp_path / "found.json").write_text(json.dumps([row]))
+    result = posekit("run", bundle, data_set, "--boxes", tmp_path / "found.json", "--json")
+    assert json.loads(result.stdout)["n_estimates"] == 1
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda top: ["run", top / "none.posekit", top / "images"], "none.posekit"),
+        (lambda top: ["run", top / "toy.posekit", top / "images"], "no intrinsics"),
+        (lambda top: ["run", top / "toy.posekit", top / "none", "--camera", top / "cam.json"], "nothing there"),
+        (lambda top: ["run", top / "toy.posekit", top / "images", "--camera", top / "none.json"], "none.json"),
+        (lambda top: ["run", top / "toy.posekit", top / "images", "--camera", top / "cam.json"], "no detector"),
+        (lambda top: ["inspect", top / "cam.json"], "cam.json"),
+    ],
+)
+def test_run_refuses_what_it_cannot_use(
+    bundle: Path, images: Path, change: Callable[[Path], list[object]], message: str
+) -> None:
+    assert message in refused(*change(bundle.parent))
+
+
+def test_run_refuses_options_that_do_not_fit(bundle: Path, images: Path, data_set: Path, tmp_path: Path) -> None:
+    run = with_boxes(bundle, images)
+    assert "suffix '.txt'" in refused(*run, "-o", tmp_path / "poses.txt")
+    assert "one of direct" in refused(*run, "--path", "other")
+    assert "no ground truth" in refused(*run, "--gt")
+    assert "frame 0.png" in refused(*run[:-1], "gt")
+    assert "backend" in refused(*run, "--backend", "abacus", code=3)
+    assert "Leave the camera file out" in refused("run", bundle, data_set, "--camera", tmp_path / "cam.json")
+    (tmp_path / "file").write_text("")
+    assert "overlays" in refused(*run, "--overlay", tmp_path / "file")
+
+
+def test_a_frame_that_fails_is_named_and_what_came_before_is_kept(bundle: Path, images: Path, tmp_path: Path) -> None:
+    cv2.imwrite(str(images / "2.png"), np.zeros((H, W // 2, 3), np.uint8))
+    message = refused(*with_boxes(bundle, images), "-o", tmp_path / "poses.jsonl")
+    assert "2.png" in message
+    assert "2 estimates so far are kept in" in message
+    assert len(read_results(tmp_path / "poses.jsonl.partial")) == 2
+    assert not (tmp_path / "poses.jsonl").exists()
+
+
+def test_a_run_that_fails_at_once_leaves_no_file(bundle: Path, images: Path, tmp_path: Path) -> None:
+    refused(*with_boxes(bundle, images), "--path", "other", "-o", tmp_path / "poses.jsonl")
+    refused(*with_boxes(bundle, images), "--gt", "-o", tmp_path / "poses.jsonl")
+    assert not list(tmp_path.glob("poses*"))
+
+
+def test_a_keyboard_stop_keeps_results(bundle: Path, images: Path, tmp_path: Path, monkeypatch: Any) -> None:
+    from posekit.runtime.overlay import draw_poses
+
+    def stopping(image: Any, *rest: Any) -> Any:
+        if image[0, 0, 0] == 62:
+            raise KeyboardInterrupt
+        return draw_poses(image, *rest)
+
+    monkeypatch.setattr("posekit.sequence.draw_poses", stopping)
+    message = refused(*with_boxes(bundle, images), "-o", tmp_path / "poses.jsonl", "--overlay", tmp_path / "seen")
+    assert "a stop after 2 frames" in message
+    assert "2 estimates so far are kept in" in message
+
+
+def test_a_missing_package_is_named_with_its_remedy(bundle: Path, images: Path, monkeypatch: Any) -> None:
+    real = builtins.__import__
+
+    def no_cv2(name: str, *args: Any, **kwargs: Any) -> Any:
+        if name == "cv2":
+            raise ModuleNotFoundError("No module named 'cv2'", name="cv2")
+        return real(name, *args, **kwargs)
+
+    monkeypatch.setattr(builtins, "__import__", no_cv2)
+    assert "pip install 'posekit[onnx]'" in refused(*with_boxes(bundle, images), code=3)
+
+
+def test_inspect_shows_and_gives_json(bundle: Path) -> None:
+    shown = posekit("inspect", bundle).stdout
+    for words in ("toy", "cube", "173.2", "pose.onnx", "direct (default)", "a test", "next: posekit run"):
+        assert words in shown
+    assert json.loads(posekit("inspect", bundle, "--json").stdout)["name"] == "toy"
+
+
+def test_errors_are_a_panel_on_a_terminal(monkeypatch: Any, capsys: Any) -> None:
+    from posekit.render import show_error
+
+    monkeypatch.setattr(sys.stderr, "isatty", lambda: True, raising=False)
+    show_error(InputError("box [1, 2]", got="[bold]nothing[/]", expected="four numbers", remedy="Pass four."))
+    panel = capsys.readouterr().err
+    for words in ("InputError", "box [1, 2]", "[bold]nothing[/]", "four numbers", "Pass four."):
+        assert words in panel
+
+
+def test_systems_are_listed() -> None:
+    rows = json.loads(posekit("systems", "--json").stdout)
+    assert "gdr-net" in [row["name"] for row in rows]
+    assert "next: posekit export" in posekit("systems").stdout
+
+
+def test_export_and_bank_build_refuse_by_name(bundle: Path, tmp_path: Path) -> None:
+    assert "none.toml" in refused("export", tmp_path / "none.toml", "-o", tmp_path / "x.posekit")
+    mesh = tmp_path / "cube.ply"
+    assert "cube.ply" in refused("bank", "build", bundle, "--object", 1, "--mesh", mesh, "--unit", "mm")
+    trimesh = pytest.importorskip("trimesh")
+    trimesh.Trimesh(CORNERS * 1000, FACES).export(mesh)
+    message = refused("bank", "build", bundle, "--object", 1, "--mesh", mesh, "--unit", "mm")
+    assert "a bundle with a bank path" in message
+
+
+def test_usage_and_version() -> None:
+    assert posekit("--version").stdout.startswith("posekit ")
+    assert posekit("run").exit_code == 2
+    assert posekit("run", "x", "y", "--max-frames", 0).exit_code == 2
+
+
+@pytest.mark.parametrize("arguments", [["--help"], ["run", "--help"], ["bank", "--help"]])
+def test_help_loads_nothing_heavy(arguments: list[str]) -> None:
+    code = (
+        "import sys\nfrom posekit.cli import app\n"
+        f"try:\n    app({arguments})\nexcept SystemExit:\n    pass\n"
+        "heavy = {'numpy', 'cv2', 'onnx', 'onnxruntime', 'torch', 'scipy'} & set(sys.modules)\n"
+        "assert not heavy, heavy\n"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True, capture_output=True)
