@@ -99,6 +99,10 @@ def decode_posekit(outputs: Outputs, input_wh_px: tuple[int, int], score_thresho
 
 def _above(centre_size: Array32, classes: Array32, objectness: Array32 | None, score_threshold: float) -> Candidates:
     """Rows whose best class beats the threshold; cx, cy, w, h to corners for those only."""
+    if objectness is not None:  # a probability of a class cannot lift it: most rows need no further look
+        check_finite("scores", objectness)
+        likely = np.flatnonzero(objectness > score_threshold)
+        centre_size, classes, objectness = centre_size[likely], classes[likely], objectness[likely]
     scores = classes.max(axis=1)
     scores = scores if objectness is None else scores * objectness
     check_finite("scores", scores)
