@@ -32,10 +32,11 @@ def rotation_about_ray(t: Tensor) -> Tensor:
     Closed form of Rodrigues' formula for axis e_z x ray (systems P3); smooth on the optical axis, undefined only for an
     object exactly behind the camera.
     """
-    x, y, z = unit(_promoted(t)).unbind(1)
-    k = 1.0 / (1.0 + z).clamp(min=1e-6)
-    rows = [1.0 - x * x * k, -x * y * k, x, -x * y * k, 1.0 - y * y * k, y, -x, -y, z]
-    return torch.stack(rows, dim=1).view(-1, 3, 3)
+    ray = unit(_promoted(t))
+    p, z = ray[:, :2], ray[:, 2:]
+    outer = p.unsqueeze(2) * (p / (1.0 + z).clamp(min=1e-6)).unsqueeze(1)
+    upper = torch.cat([torch.eye(2, dtype=p.dtype, device=p.device) - outer, p.unsqueeze(2)], dim=2)
+    return torch.cat([upper, torch.cat([-p, z], dim=1).unsqueeze(1)], dim=1)
 
 
 def ego_from_allo(R_allo: Tensor, t: Tensor) -> Tensor:
@@ -56,37 +57,54 @@ def translation_from_site(
     box: (B, 4) raw detection box x0, y0, x1, y1.  warp: (B, 2, 3) crop_from_image, without rotation.
     K: (B, 3, 3) of the full image, upper triangular.  grid_px: side of the network's output grid.
     """
-    site, box, K = _promoted(site), _promoted(box), _promoted(K)
-    centre, size = (box[:, :2] + box[:, 2:]) / 2, box[:, 2:] - box[:, :2]
+    site = _promoted(site)
+    centre, size = _centre_and_size(box)
     o = site[:, :2] * size + centre
-    y = (o[:, 1] - K[:, 1, 2]) / K[:, 1, 1]
-    x = (o[:, 0] - K[:, 0, 2] - K[:, 0, 1] * y) / K[:, 0, 0]
-    z = site[:, 2] * _zoom(warp, crop_size_px, grid_px)
-    return torch.stack([x * z, y * z, z], dim=1)
+    fx, skew, cx, fy, cy = _columns(K)
+    y = (o[:, 1:] - cy) / fy
+    x = (o[:, :1] - cx - skew * y) / fx
+    z = site[:, 2:] * _zoom(warp, crop_size_px, grid_px)
+    return torch.cat([x * z, y * z, z], dim=1)
 
 
 def site_from_translation(
     t: Tensor, box: Tensor, warp: Tensor, K: Tensor, crop_size_px: int, grid_px: int = 64
 ) -> Tensor:
     """Inverse of `translation_from_site`: the training target of an object centre at t, metres, z > 0."""
-    t, box, K = _promoted(t), _promoted(box), _promoted(K)
-    x, y = t[:, 0] / t[:, 2], t[:, 1] / t[:, 2]
-    ox = K[:, 0, 0] * x + K[:, 0, 1] * y + K[:, 0, 2]
-    oy = K[:, 1, 1] * y + K[:, 1, 2]
-    centre, size = (box[:, :2] + box[:, 2:]) / 2, box[:, 2:] - box[:, :2]
-    xy = (torch.stack([ox, oy], dim=1) - centre) / size
-    return torch.cat([xy, (t[:, 2] / _zoom(warp, crop_size_px, grid_px))[:, None]], dim=1)
+    t = _promoted(t)
+    centre, size = _centre_and_size(box)
+    fx, skew, cx, fy, cy = _columns(K)
+    z = t[:, 2:]
+    x, y = t[:, :1] / z, t[:, 1:2] / z
+    o = torch.cat([fx * x + skew * y + cx, fy * y + cy], dim=1)
+    return torch.cat([(o - centre) / size, z / _zoom(warp, crop_size_px, grid_px)], dim=1)
+
+
+def _centre_and_size(box: Tensor) -> tuple[Tensor, Tensor]:
+    """(B, 4) -> (B, 2), (B, 2)."""
+    low, high = _promoted(box)[:, :2], _promoted(box)[:, 2:]
+    return (low + high) * 0.5, high - low
+
+
+def _columns(K: Tensor) -> tuple[Tensor, ...]:
+    """fx, skew, cx, fy, cy, each (B, 1)."""
+    flat = _promoted(K).flatten(1)
+    return tuple(flat[:, i : i + 1] for i in (0, 1, 2, 4, 5))
 
 
 def _zoom(warp: Tensor, crop_size_px: int, grid_px: int) -> Tensor:
-    """r = grid / s with s = crop_size / scale, the crop's side in image pixels."""
-    return _promoted(warp)[:, 0, 0] * (grid_px / crop_size_px)
+    """r = grid / s with s = crop_size / scale, the crop's side in image pixels; (B, 1)."""
+    return _promoted(warp).flatten(1)[:, :1] * (grid_px / crop_size_px)
 
 
 def _cross(a: Tensor, b: Tensor) -> Tensor:
     """Cross product of (B, 3); written out because exporters turn the library's into gathers."""
-    (ax, ay, az), (bx, by, bz) = a.unbind(1), b.unbind(1)
-    return torch.stack([ay * bz - az * by, az * bx - ax * bz, ax * by - ay * bx], dim=1)
+    return _turned(a * _turned(b) - _turned(a) * b)
+
+
+def _turned(v: Tensor) -> Tensor:
+    """x, y, z -> y, z, x."""
+    return torch.cat([v[:, 1:], v[:, :1]], dim=1)
 
 
 def _promoted(x: Tensor) -> Tensor:
