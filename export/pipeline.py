@@ -245,6 +245,7 @@ def _add_detector(draft: _Draft, entry: DetectorRecipe) -> DetectorEntry:
             expected=f"the objects {names} among them",
             remedy="Map classes to object ids in [detector.objects].",
         )
+    ids = class_object_ids(labels, objects)
     if entry.onnx is not None:
         _add_third_party(draft, entry, len(labels))
     else:
@@ -256,7 +257,7 @@ def _add_detector(draft: _Draft, entry: DetectorRecipe) -> DetectorEntry:
         family=entry.family,
         input_wh_px=(int(width), int(height)),
         letterbox_value=family.letterbox_value if entry.letterbox_value is None else entry.letterbox_value,
-        class_object_ids=class_object_ids(labels, objects),
+        class_object_ids=ids,
         score_threshold=family.score_threshold if entry.score_threshold is None else entry.score_threshold,
         iou_threshold=family.iou_threshold if entry.iou_threshold is None else entry.iou_threshold,
     )

@@ -1,0 +1,286 @@
+"""From a recipe to a bundle that estimates poses: one's own networks, a mesh, a detector, everything at toy size."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+import trimesh
+from safetensors.torch import save_file
+
+from posekit.export import pipeline
+from posekit.export.bank import mask_box
+from posekit.export.mesh import read_mesh
+from posekit.export.pipeline import ExportReport, built_network, export_recipe
+from posekit.export.recipe import ExportRecipe, recipe_from_toml
+from posekit.export.render import Renderer, headlight, shade
+from posekit.runtime.backends import open_session
+from posekit.runtime.bundle import Bundle
+from posekit.runtime.crop import PRESETS
+from posekit.runtime.detection import Detection
+from posekit.runtime.errors import CheckpointError, MeshError, OutputError, PosekitError, RecipeError
+from posekit.runtime.estimator import PoseEstimator
+from posekit.runtime.intrinsics import Intrinsics
+from posekit.runtime.object_model import object_model
+from posekit.runtime.pose import Pose, rotation_angle_rad
+from posekit.runtime.tensors import tensors_from_bytes
+
+torch.set_num_threads(1)
+CAMERA = Intrinsics(np.array([[500.0, 0, 319.5], [0, 500, 239.5], [0, 0, 1]]), 640, 480)
+
+TOY_NETS = """
+import torch
+from torch import nn
+
+def patches(side=8):
+    "Each place is its patch, projected by the weights."
+    return nn.Conv2d(3, 3 * side * side, side, stride=side, bias=False)
+
+class Regressor(nn.Module):
+    "No rotation; the distance at which the object's diagonal looks as long as the box's."
+    def __init__(self):
+        super().__init__()
+        self.gain = nn.Parameter(torch.ones(1))
+    def forward(self, crops, box, K, bbox_m):
+        size_px = (box[:, 2:] - box[:, :2]).norm(dim=1)
+        size_m = (bbox_m[:, 1] - bbox_m[:, 0]).norm(dim=1)
+        z = self.gain * K[:, 0, 0] * size_m / size_px
+        centre = (box[:, :2] + box[:, 2:]) / 2
+        xy = (centre - K[:, :2, 2]) / torch.stack([K[:, 0, 0], K[:, 1, 1]], dim=1) * z[:, None]
+        R = torch.eye(3).expand(len(crops), 3, 3) * (1 + 0 * z)[:, None, None]
+        return R, torch.cat([xy, z[:, None]], dim=1), torch.sigmoid(crops.mean(dim=(1, 2, 3)))
+
+class Dense(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.conv = nn.Conv2d(3, 4, 8, stride=8)
+    def forward(self, crops):
+        y = self.conv(crops)
+        return y[:, 0].sigmoid(), 0.1 * y[:, 1:].permute(0, 2, 3, 1)
+
+class Detector(nn.Module):
+    "The brightest 32 px cells."
+    def __init__(self):
+        super().__init__()
+        self.pool = nn.AvgPool2d(32)
+        self.gain = nn.Parameter(torch.ones(1))
+    def forward(self, x):
+        scores, cell = (self.pool(x).amax(dim=1).flatten(1) * self.gain).topk(3, dim=1)
+        x0, y0 = (cell % 4) * 32.0, torch.div(cell, 4, rounding_mode="floor") * 32.0
+        return torch.stack([x0, y0, x0 + 32, y0 + 32], dim=2), scores, cell * 0
+"""
+
+HEAD = """
+name = "toy"
+default_path = "find"
+[[objects]]
+id = 4
+name = "brick"
+mesh = "brick.ply"
+unit = "mm"
+symmetries_continuous = [{axis = [0, 0, 2]}]
+"""
+FIND = """
+[[networks]]
+name = "find"
+network = "toynets:patches"
+role = "embedder"
+checkpoint = "patches.safetensors"
+checkpoint_prefix = "net."
+crop = {rule = "square", size_px = 64}
+normalise = {mean = [0, 0, 0], std = [1, 1, 1]}
+bank = {sphere = 42, in_plane_steps = 4, supersample = 1}
+"""
+REGRESS = """
+[[networks]]
+name = "guess"
+network = "toynets:Regressor"
+role = "pose"
+feeds = ["crops", "box", "K", "bbox_m"]
+checkpoint = "random"
+crop = {rule = "square", size_px = 32}
+"""
+DENSE = """
+[[networks]]
+name = "dense"
+network = "toynets:Dense"
+role = "correspondence"
+checkpoint = "random"
+seed = 3
+crop = {rule = "square", size_px = 64}
+solver = {method = "epnp-ransac", iterations = 20, reprojection_px = 3}
+"""
+DETECTOR = """
+[detector]
+network = "toynets:Detector"
+checkpoint = "random"
+family = "posekit"
+input_wh_px = [128, 96]
+normalise = {mean = [0, 0, 0], std = [1, 1, 1]}
+"""
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    folder = tmp_path_factory.mktemp("toy")
+    (folder / "toynets.py").write_text(TOY_NETS)
+    box = trimesh.creation.box((60, 100, 160)).subdivide().subdivide().subdivide().subdivide().subdivide()
+    colours = np.clip((box.vertices / (30, 50, 80) + 1) * 127, 0, 255).astype(np.uint8)
+    trimesh.Trimesh(box.vertices, box.faces, vertex_colors=colours, process=False).export(folder / "brick.ply")
+    identity = torch.eye(192) - 1 / 192  # the patch less its mean
+    save_file({"net.weight": identity.reshape(192, 3, 8, 8).contiguous()}, folder / "patches.safetensors")
+    yield folder
+    sys.modules.pop("toynets", None)
+
+
+def recipe(folder: Path, *sections: str) -> ExportRecipe:
+    path = folder / "toy.toml"
+    path.write_text("".join(sections))
+    return recipe_from_toml(path)
+
+
+@pytest.fixture(scope="module")
+def exported(folder: Path) -> ExportReport:
+    stages: list[tuple[str, int, int]] = []
+    report = export_recipe(recipe(folder, HEAD, FIND), folder / "toy.posekit", lambda *stage: stages.append(stage))
+    names = list(dict.fromkeys(name for name, _, _ in stages))
+    assert names == ["objects", "graphs of find", "bank of brick for find", "pack"]
+    assert all(any(s == (name, total, total) for s in stages) for name, _, total in stages)
+    return report
+
+
+def test_the_bundle_says_what_it_is(exported: ExportReport, folder: Path) -> None:
+    with Bundle(exported.path) as bundle:
+        manifest = bundle.manifest
+        assert manifest == exported.manifest
+        assert set(manifest.files) == {
+            "graphs/find.embedder.fp32.onnx",
+            "graphs/find.matcher.fp32.onnx",
+            "banks/find.brick.safetensors",
+            "objects/brick.safetensors",
+            "reports/parity.json",
+        }
+        assert manifest.system == "own embedder"
+        assert set(manifest.provenance) >= {"posekit", "torch", "onnx", "recipe", "checkpoint of find"}
+        assert manifest.provenance["checkpoint of find"].startswith("sha256 ")
+        parity = json.loads(bytes(bundle.read("reports/parity.json")))
+        assert parity["find.embedder"]["figures"][0]["output"] == "descriptors"
+        assert manifest.objects[0].diameter_m == pytest.approx(np.hypot(np.hypot(0.06, 0.1), 0.16), rel=1e-5)
+        assert manifest.objects[0].symmetries_continuous[0].axis == (0.0, 0.0, 1.0)
+        assert len(object_model(bundle, manifest.objects[0]).faces) <= 5000
+        assert tensors_from_bytes(bundle.read("objects/brick.safetensors"), "mesh").arrays["colours"].dtype == np.uint8
+        assert open_session(bundle, "find.embedder").outputs == manifest.graphs["find.embedder"].outputs
+    assert exported.size == exported.path.stat().st_size
+    assert not list(folder.glob(".*"))  # no scratch left
+
+
+def test_the_bundle_estimates_poses(exported: ExportReport, folder: Path) -> None:
+    model = read_mesh(folder / "brick.ply", "mm")
+    with Bundle(exported.path) as bundle, PoseEstimator(bundle) as estimator:
+        bank = tensors_from_bytes(bundle.read("banks/find.brick.safetensors"), "bank").arrays
+        errors = []
+        for i in range(0, 168, 21):
+            truth = Pose(bank["R"][i], np.array([0.0, 0.0, 0.8]))
+            rendering = Renderer({4: model}).render([(4, truth)], CAMERA)
+            detection = Detection(4, 1.0, mask_box(rendering.mask, "test"))
+            (estimate,) = estimator.estimate(shade(rendering, headlight()), CAMERA, [detection])
+            errors.append(
+                (
+                    np.rad2deg(rotation_angle_rad(estimate.cam_from_obj.R, truth.R)),
+                    np.linalg.norm(estimate.cam_from_obj.t_m - truth.t_m),
+                )
+            )
+    assert np.median([angle for angle, _ in errors]) < 1.0
+    assert np.median([shift for _, shift in errors]) < 0.03
+
+
+@pytest.mark.slow
+def test_equal_recipes_give_equal_bytes(exported: ExportReport, folder: Path) -> None:
+    again = export_recipe(recipe(folder, HEAD, FIND), folder / "again.posekit")
+    assert again.path.read_bytes() == exported.path.read_bytes()
+
+
+@pytest.mark.slow
+def test_every_role_in_one_bundle(folder: Path) -> None:
+    everything = recipe(folder, HEAD.replace('"find"', '"guess"'), REGRESS, DENSE, DETECTOR)
+    report = export_recipe(everything, folder / "roles.posekit")
+    assert report.manifest.provenance["checkpoint of guess"] == "random weights (seed 0), not for use"
+    model = read_mesh(folder / "brick.ply", "mm")
+    truth = Pose(np.eye(3), np.array([0.05, -0.02, 0.7]))
+    rendering = Renderer({4: model}).render([(4, truth)], CAMERA)
+    detection = Detection(4, 1.0, mask_box(rendering.mask, "test"))
+    image = shade(rendering, headlight())
+    with Bundle(report.path) as bundle:
+        with PoseEstimator(bundle) as estimator:
+            (estimate,) = estimator.estimate(image, CAMERA, [detection])
+            found, true = estimate.cam_from_obj.t_m, truth.t_m
+            assert np.linalg.norm(found[:2] / found[2] - true[:2] / true[2]) < 0.01
+            assert {d.object_id for d in estimator.detect(image, CAMERA)} <= {4}
+        with PoseEstimator(bundle, path="dense") as estimator:
+            assert len(estimator.estimate(image, CAMERA, [detection])) <= 1
+
+
+def test_random_weights_follow_from_the_seed(folder: Path) -> None:
+    whole = recipe(folder, HEAD.replace('"find"', '"dense"'), DENSE)
+    state = torch.random.get_rng_state()
+    first, second = (built_network(whole, whole.networks[0]) for _ in range(2))
+    assert torch.equal(state, torch.random.get_rng_state())
+    for a, b in zip(
+        first.graphs["correspondence"].module.parameters(),
+        second.graphs["correspondence"].module.parameters(),
+        strict=True,
+    ):
+        assert torch.equal(a, b)
+
+
+def test_a_systems_defaults_hold_until_the_recipe_says_otherwise(folder: Path) -> None:
+    text = '[[networks]]\nname = "fine"\nsystem = "gdr-net"\ncheckpoint = "random"\n'
+    whole = recipe(folder, HEAD.replace('"find"', '"fine.regressor"'), text)
+    network = built_network(whole, whole.networks[0])
+    assert network.crop == PRESETS["dzi-1.5-256"]
+    assert set(network.paths) == {"regressor", "epnp"}
+
+
+TRAM = '[[networks]]\nname = "find"\nsystem = "tram3d"\ncheckpoint = "random"\n'
+
+
+@pytest.mark.parametrize(
+    ("sections", "kind", "named"),
+    [
+        ((HEAD.replace('"find"', '"lost"'), FIND), RecipeError, "one of find"),
+        ((HEAD, FIND.replace("patches.saf", "lost.saf")), CheckpointError, "lost.safetensors"),
+        ((HEAD, FIND.replace('"net."', '"w."')), CheckpointError, "checkpoint_prefix"),
+        ((HEAD, FIND.replace("toynets:patches", "toynets:lost")), RecipeError, "lost"),
+        ((HEAD.replace("brick.ply", "lost.ply"), FIND), MeshError, "lost.ply"),
+        ((HEAD.replace("[0, 0, 2]", "[0, 0, 0]"), FIND), RecipeError, "symmetries of object 'brick'"),
+        ((HEAD, FIND.replace("[[networks]]", "[[networks]]\noptions = {depth = 3}")), RecipeError, "depth"),
+        ((HEAD, TRAM.replace("tram3d", "tram4d")), RecipeError, "tram3d"),
+        ((HEAD, TRAM + "options = {width = 3}\n"), RecipeError, "width"),
+        (
+            (HEAD, TRAM + 'solver = {method = "epnp-ransac", iterations = 1, reprojection_px = 1}\n'),
+            RecipeError,
+            "needs no solver",
+        ),
+        ((HEAD, FIND, DETECTOR.replace("[detector]", "[detector]\nobjects = {cup = 4}")), RecipeError, "cup"),
+    ],
+)
+def test_what_cannot_be_exported_is_named_and_nothing_is_written(
+    sections: tuple[str, ...], kind: type[PosekitError], named: str, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(pipeline, "onnx_from_network", None)  # all of these are known before the first graph
+    out = folder / "refused.posekit"
+    with pytest.raises(kind) as caught:
+        export_recipe(recipe(folder, *sections), out)
+    assert named in str(caught.value)
+    assert not out.exists()
+    assert not list(folder.glob(".*"))
+
+
+def test_no_folder_to_write_to(folder: Path) -> None:
+    with pytest.raises(OutputError, match="absent"):
+        export_recipe(recipe(folder, HEAD, FIND), folder / "absent" / "toy.posekit")
