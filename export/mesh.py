@@ -130,14 +130,7 @@ def model_from_arrays(
     Raises MeshError (naming `name`) for no faces, indices out of range, NaN, or a surface without area.
     """
     vertices, triangles = np.asarray(vertices_m, np.float32), np.asarray(faces)
-    problem = _problem(vertices, triangles)
-    if problem:
-        raise MeshError(
-            name,
-            got=problem,
-            expected="a triangle mesh with finite vertices and some area",
-            remedy="Repair or export the mesh again.",
-        )
+    _check(vertices, triangles, name)
     mesh = trimesh.Trimesh(vertices, triangles, process=False)
     if colours_rgb_u8 is None:
         colours = np.full((len(vertices), 3), PLAIN_GREY, np.uint8) if texture is None else texture.lookup(texture.uv)
@@ -159,15 +152,11 @@ def read_mesh(path: Path | str, unit: Unit) -> ObjectModel:
             f"unit of {path.name}", got=unit, expected=f"one of {sorted(METRES_PER)}", remedy="Set mesh_unit."
         )
     mesh = _trimesh_from_file(path)
+    vertices = np.asarray(mesh.vertices, np.float32) * np.float32(METRES_PER[unit])
+    _check(vertices, np.asarray(mesh.faces), str(path))  # before trimesh computes anything from them
     texture = _texture(mesh)
-    model = model_from_arrays(
-        np.asarray(mesh.vertices) * METRES_PER[unit],
-        mesh.faces,
-        None if texture is not None else _vertex_colours(mesh),
-        mesh.vertex_normals if np.isfinite(mesh.vertices).all() and len(mesh.faces) else None,
-        texture,
-        name=str(path),
-    )
+    colours = None if texture is not None else _vertex_colours(mesh)
+    model = model_from_arrays(vertices, mesh.faces, colours, mesh.vertex_normals, texture, name=str(path))
     if not LIKELY_DIAMETER_M[0] <= model.diameter_m <= LIKELY_DIAMETER_M[1]:
         warnings.warn(_unit_doubt(path.name, model.diameter_m, unit), UnitWarning, stacklevel=2)
     return model
@@ -242,6 +231,17 @@ def _vertex_colours(mesh: Any) -> Image | None:
         return None
     colours = mesh.visual if mesh.visual.kind in ("vertex", "face") else mesh.visual.to_color()
     return np.asarray(colours.vertex_colors, np.uint8)[:, :3]
+
+
+def _check(vertices: Floats, faces: npt.NDArray[Any], name: str) -> None:
+    problem = _problem(vertices, faces)
+    if problem:
+        raise MeshError(
+            name,
+            got=problem,
+            expected="a triangle mesh with finite vertices and some area",
+            remedy="Repair or export the mesh again.",
+        )
 
 
 def _problem(vertices: Floats, faces: npt.NDArray[Any]) -> str | None:

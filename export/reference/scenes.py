@@ -53,7 +53,7 @@ BAND_ROWS = 40
 MIN_VISIBLE = 0.3  # of each reference object, or the layout is drawn again
 CROWDING = 0.7  # bounding spheres may overlap down to this share of the sum of radii
 BACKDROP_M = 2.5
-TEXTURE_PX = 512
+TEXTURE_PX = 320
 MM_PER_M = 1000.0
 
 
@@ -89,13 +89,20 @@ class Floor:
 
     normal: Array
     distance_m: float
-    texture: Image
-    texture_m: float
-    backdrop: Image
 
     def height_m(self, points_cam_m: npt.ArrayLike) -> Array:
         """Height of points (..., 3) above the plane."""
         return np.asarray(np.asarray(points_cam_m) @ self.normal + self.distance_m)
+
+
+@dataclass(frozen=True, eq=False)
+class Surroundings:
+    """What the floor and the backdrop look like. texture_m: side of one tile of the floor."""
+
+    floor: Floor
+    texture: Image
+    texture_m: float
+    backdrop: Image
 
 
 @dataclass(frozen=True, eq=False)
@@ -161,10 +168,12 @@ def _random_floor(rng: np.random.Generator) -> Floor:
     return Floor(
         normal,
         float(rng.uniform(0.6, 0.95) * np.sin(tilt) + 0.12 * np.cos(tilt)),
-        random_texture(rng, TEXTURE_PX),
-        float(rng.uniform(0.2, 0.8)),
-        random_texture(rng, TEXTURE_PX),
     )
+
+
+def _random_surroundings(rng: np.random.Generator, floor: Floor) -> Surroundings:
+    texture, backdrop = (random_texture(rng, TEXTURE_PX) for _ in range(2))
+    return Surroundings(floor, texture, float(rng.uniform(0.2, 0.8)), backdrop)
 
 
 def _try_to_place(
@@ -256,11 +265,11 @@ def _lit(
 
     Bands of rows, because each then fits the processor's cache.
     """
-    shadow_rays = _shadow_rays(lighting.to_light[0], rng)
+    surroundings, shadow_rays = _random_surroundings(rng, layout.floor), _shadow_rays(lighting.to_light[0], rng)
     bands = [
         _rows(camera, top, min(BAND_ROWS, camera.height_px - top)) for top in range(0, camera.height_px, BAND_ROWS)
     ]
-    return np.concatenate([_lit_band(renderer, layout, lighting, shadow_rays, band) for band in bands])
+    return np.concatenate([_lit_band(renderer, layout, surroundings, lighting, shadow_rays, band) for band in bands])
 
 
 def _rows(camera: Intrinsics, top: int, count: int) -> Intrinsics:
@@ -270,8 +279,15 @@ def _rows(camera: Intrinsics, top: int, count: int) -> Intrinsics:
     return Intrinsics(K, camera.width_px, count)
 
 
-def _lit_band(renderer: Renderer, layout: Layout, lighting: Lighting, shadow_rays: Array, camera: Intrinsics) -> Floats:
-    fine = _with_surroundings(renderer.render(layout.placements, _finer(camera)), layout.floor)
+def _lit_band(
+    renderer: Renderer,
+    layout: Layout,
+    surroundings: Surroundings,
+    lighting: Lighting,
+    shadow_rays: Array,
+    camera: Intrinsics,
+) -> Floats:
+    fine = _with_surroundings(renderer.render(layout.placements, _finer(camera)), surroundings)
     shadow = _shadow(renderer, layout, shadow_rays, _every(fine, SUPERSAMPLE))
     h, w = fine.depth_m.shape
     visibility = np.ones((len(lighting.to_light), h, w), np.float32)
@@ -296,8 +312,9 @@ def _every(fine: Rendering, step: int) -> Rendering:
     return replace(fine, intrinsics=camera, **arrays)
 
 
-def _with_surroundings(seen: Rendering, floor: Floor) -> Rendering:
+def _with_surroundings(seen: Rendering, surroundings: Surroundings) -> Rendering:
     """Fill what shows no object with the floor, and what is beyond the floor's horizon with the backdrop."""
+    floor = surroundings.floor
     to_plane = rotation_about_ray(-floor.normal).T  # its z axis runs away from the camera, along -normal
     rays = ray_map(seen.intrinsics, to_plane)
     slope = -rays[..., 2]
@@ -306,9 +323,9 @@ def _with_surroundings(seen: Rendering, floor: Floor) -> Rendering:
     on_backdrop = ~seen.mask & ~on_floor
     depth = np.where(seen.mask, seen.depth_m, np.minimum(reach, BACKDROP_M)).astype(np.float32)
     albedo, normal = seen.albedo_rgb_u8.copy(), seen.normal_cam.copy()
-    plane = rays[..., :2] * (depth * (TEXTURE_PX / floor.texture_m))[..., None]
-    albedo[on_floor] = _tiled(floor.texture, plane)[on_floor]
-    albedo[on_backdrop] = _tiled(floor.backdrop, ray_map(seen.intrinsics)[..., :2] * TEXTURE_PX)[on_backdrop]
+    plane = rays[..., :2] * (depth * (TEXTURE_PX / surroundings.texture_m))[..., None]
+    albedo[on_floor] = _tiled(surroundings.texture, plane)[on_floor]
+    albedo[on_backdrop] = _tiled(surroundings.backdrop, ray_map(seen.intrinsics)[..., :2] * TEXTURE_PX)[on_backdrop]
     normal[on_floor] = floor.normal
     normal[on_backdrop] = (0.0, 0.0, -1.0)
     index = np.where(seen.mask, seen.object_index, seen.object_index.max() + 1).astype(np.int32)
