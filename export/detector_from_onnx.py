@@ -29,7 +29,8 @@ def detector_graph_from_onnx(
 ) -> onnx.ModelProto:
     """Input `image` uint8 (1, H, W, 3) RGB -> output `predictions`, equal to the original's on a pixel tensor by hand.
 
-    path: a detector as its own tools export it, without suppression: one float (1, 3, H, W) input.
+    path: a detector as its own tools export it, without suppression: one float (1, 3, H, W) input. Of YOLOX the raw
+    outputs: an export with --decode_in_inference has the same shape and cannot be told apart.
     class_count: see `labels_from_onnx` and `labels_from_file`.   input_wh_px: for graphs whose H and W are dynamic.
     The opset is kept; outputs that are not the family's predictions are cut off, with what only they need.
     Raises ExportError for a file that is no such graph, SpecError for an unknown family.

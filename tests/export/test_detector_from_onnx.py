@@ -4,12 +4,9 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 import onnx
-import onnxruntime
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 
@@ -20,41 +17,17 @@ from posekit.export.detector_from_onnx import (
     labels_from_file,
     labels_from_onnx,
 )
+from posekit.runtime.backends.ort import OrtSession
 from posekit.runtime.detector import FAMILIES, Detector, iou
 from posekit.runtime.errors import ExportError, RecipeError, SpecError
 from posekit.runtime.manifest import DetectorEntry
-from posekit.runtime.tensor import Feed, TensorSpec
 
 SIDE_PX, CLASSES = 32, 3
 BANANA_ID = 10
 
 
-def session_of(model: onnx.ModelProto | Path) -> Any:
-    options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads = 1
-    source = model if isinstance(model, Path) else model.SerializeToString()
-    return onnxruntime.InferenceSession(str(source) if isinstance(model, Path) else source, options)
-
-
-class Runs:
-    """The session contract, on a model in memory."""
-
-    def __init__(self, model: onnx.ModelProto) -> None:
-        self._session = session_of(model)
-        self.inputs = tuple(_spec(node) for node in self._session.get_inputs())
-        self.outputs = tuple(_spec(node) for node in self._session.get_outputs())
-        self.backend = "onnxruntime"
-
-    def run(self, feed: Feed) -> dict[str, npt.NDArray[np.generic]]:
-        return dict(zip([o.name for o in self.outputs], self._session.run(None, dict(feed)), strict=True))
-
-    def close(self) -> None:
-        del self._session
-
-
-def _spec(node: Any) -> TensorSpec:
-    dtype = {"tensor(uint8)": "uint8", "tensor(float)": "float32", "tensor(float16)": "float16"}[node.type]
-    return TensorSpec(node.name, dtype, tuple(node.shape))
+def session_of(model: onnx.ModelProto) -> OrtSession:
+    return OrtSession(model.SerializeToString(), threads=1)
 
 
 def toy_detector(
@@ -111,8 +84,8 @@ def test_the_entrance_changes_no_number(family: str, kind: int, name: str, tmp_p
     by_hand = image.transpose(0, 3, 1, 2).astype(np.float32)
     by_hand = by_hand[:, ::-1] if family == "yolox" else by_hand / np.float32(255)
     feed = {name: np.ascontiguousarray(by_hand).astype(np.float32 if kind == TensorProto.FLOAT else np.float16)}
-    (wanted,) = session_of(original).run(["out"], feed)
-    (got,) = session_of(model).run(["predictions"], {"image": image})
+    wanted = session_of(original).run(feed)["out"].astype(np.float32)
+    got = session_of(model).run({"image": image})["predictions"].astype(np.float32)
     # Bit for bit; in half precision the CPU leaves out casts that it thinks superfluous.
     atol = 0.0 if kind == TensorProto.FLOAT else 2e-3 * float(np.abs(wanted).max())
     np.testing.assert_allclose(got, wanted, rtol=0, atol=atol)
@@ -204,7 +177,7 @@ def test_yolox_nano_finds_the_banana(data_dir: Path) -> None:
     ids = class_object_ids(labels, {"banana": BANANA_ID})
     assert ids.index(BANANA_ID) == 46
     model = detector_graph_from_onnx(weights / "yolox_nano.onnx", "yolox", len(labels))
-    detector = Detector(Runs(model), DetectorEntry("detector", "yolox", (416, 416), 114, ids, 0.15, 0.45))
+    detector = Detector(session_of(model), DetectorEntry("detector", "yolox", (416, 416), 114, ids, 0.15, 0.45))
     truth = json.loads((scene / "scene_gt.json").read_text())
     boxes = json.loads((scene / "scene_gt_info.json").read_text())
     overlaps = []
