@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from typing import Any
 
@@ -101,7 +102,9 @@ def _from_surfemb(module: QueryNet, state_dict: dict[str, Any], prefix: str, *_:
     own = f"decoder{module.decoder_index}_"
     renames = [*_ENCODER_KEYS, *((own + theirs, "decoder." + ours) for theirs, ours in _DECODER_KEYS)]
     for key in [key for key in state_dict if key.startswith(prefix)]:
-        value, name = state_dict.pop(key), key.removeprefix(prefix)
-        for theirs, ours in renames:
-            if name.startswith(theirs):
-                state_dict[prefix + ours + name.removeprefix(theirs)] = value
+        name = key.removeprefix(prefix)
+        renamed = [ours + name.removeprefix(theirs) for theirs, ours in renames if name.startswith(theirs)]
+        if renamed:
+            state_dict[prefix + renamed[0]] = state_dict.pop(key)
+        elif re.match(r"base_model\.|decoder\d+_", name):
+            del state_dict[key]

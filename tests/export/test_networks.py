@@ -185,6 +185,14 @@ def test_a_surfemb_checkpoint_fits(decoder_index: int) -> None:
         torch.testing.assert_close(ours, theirs)
 
 
+def test_a_surfemb_checkpoint_with_something_unknown_is_refused() -> None:
+    published = as_published_by_surfemb(QueryNet("nano", widths=NARROW), 0)
+    with pytest.raises(RuntimeError, match="layer9"):
+        QueryNet("nano", widths=NARROW).load_state_dict({**published, "layer9.weight": torch.zeros(1)}, strict=True)
+    with pytest.raises(RuntimeError, match="Missing"):
+        QueryNet("nano", widths=NARROW, decoder_index=7).load_state_dict(published, strict=True)
+
+
 def test_the_full_size_query_decoder_is_surfembs() -> None:
     """Channels in front of each convolution, as published: 256+512, 128+512, 64+256, 64+256."""
     with torch.device("meta"):
