@@ -11,7 +11,7 @@ import argparse
 import json
 import os
 import shutil
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path
@@ -20,20 +20,19 @@ from typing import Any
 import cv2
 import numpy as np
 import numpy.typing as npt
-from scipy.spatial.transform import Rotation
 
-from posekit.export.mesh import ObjectModel, write_ply
+from posekit.export.mesh import write_ply
 from posekit.export.reference.clutter import clutter_models
+from posekit.export.reference.layouts import Floor, Layout, random_layout
 from posekit.export.reference.objects import ReferenceObject, reference_objects
+from posekit.export.reference.photograph import photographed
 from posekit.export.reference.textures import random_texture
-from posekit.export.reference.views import DEPTH_RANGE_M, MIN_INSIDE, REFERENCE_CAMERA, progress_bars
+from posekit.export.reference.views import REFERENCE_CAMERA, progress_bars
 from posekit.export.render import (
     SHADOW_OFFSET_M,
     Lighting,
-    Placement,
     Renderer,
     Rendering,
-    encoded,
     projected_box,
     random_lighting,
     ray_map,
@@ -42,7 +41,7 @@ from posekit.export.render import (
 from posekit.runtime.errors import OutputError
 from posekit.runtime.intrinsics import Intrinsics
 from posekit.runtime.pose import Array, Pose, rotation_about_ray
-from posekit.runtime.symmetry import bop_from_symmetries
+from posekit.runtime.symmetry import MM_PER_M, bop_from_symmetries
 
 Floats = npt.NDArray[np.float32]
 Image = npt.NDArray[np.uint8]
@@ -51,10 +50,8 @@ CLUTTER_COUNT, CLUTTER_SEED = 80, 77  # other shapes than the view bank's
 SUPERSAMPLE = 2
 BAND_ROWS = 40
 MIN_VISIBLE = 0.3  # of each reference object, or the layout is drawn again
-CROWDING = 0.7  # bounding spheres may overlap down to this share of the sum of radii
 BACKDROP_M = 2.5
 TEXTURE_PX = 320
-MM_PER_M = 1000.0
 
 
 @dataclass(frozen=True, eq=False)
@@ -84,18 +81,6 @@ class Scene:
 
 
 @dataclass(frozen=True, eq=False)
-class Floor:
-    """A plane in the camera frame: normal (3,) towards the camera, distance_m from the camera along -normal."""
-
-    normal: Array
-    distance_m: float
-
-    def height_m(self, points_cam_m: npt.ArrayLike) -> Array:
-        """Height of points (..., 3) above the plane."""
-        return np.asarray(np.asarray(points_cam_m) @ self.normal + self.distance_m)
-
-
-@dataclass(frozen=True, eq=False)
 class Surroundings:
     """What the floor and the backdrop look like. texture_m: side of one tile of the floor."""
 
@@ -103,15 +88,6 @@ class Surroundings:
     texture: Image
     texture_m: float
     backdrop: Image
-
-
-@dataclass(frozen=True, eq=False)
-class Layout:
-    """What stands where. The first `reference_count` placements are reference objects, the rest is clutter."""
-
-    placements: tuple[Placement, ...]
-    reference_count: int
-    floor: Floor
 
 
 @cache
@@ -138,101 +114,6 @@ def make_scene(
     return Scene(photographed(linear, rng, difficulty), camera, objects, index)
 
 
-# What stands where
-
-
-def random_layout(
-    rng: np.random.Generator, models: Mapping[int, ObjectModel], difficulty: float, camera: Intrinsics
-) -> Layout:
-    """One to three reference objects, each at most once, then clutter, some of it in front of them."""
-    floor = _random_floor(rng)
-    references = sorted(reference_objects())
-    clutter = [object_id for object_id in models if object_id not in references]
-    chosen = rng.permutation(references)[: int(rng.integers(1, 4))]
-    placed: list[Placement] = []
-    for object_id in chosen:
-        placed += _try_to_place(int(object_id), rng, models, camera, floor, placed)
-    reference_count = len(placed)
-    for object_id in rng.choice(clutter, 3 + int(rng.integers(0, 2 + round(4 * difficulty))), replace=False):
-        placed += _try_to_place(int(object_id), rng, models, camera, floor, placed)
-    for target in range(reference_count):
-        if rng.random() < difficulty:
-            placed += _occluder(int(rng.choice(clutter)), placed[target], rng, models)
-    return Layout(tuple(placed), reference_count, floor)
-
-
-def _random_floor(rng: np.random.Generator) -> Floor:
-    """From steep desk to frontal wall, behind everything on the optical axis."""
-    tilt, roll = np.radians(rng.uniform(15, 90)), np.radians(rng.normal(0, 12))
-    normal = np.array([np.sin(roll) * np.cos(tilt), -np.cos(roll) * np.cos(tilt), -np.sin(tilt)])
-    return Floor(
-        normal,
-        float(rng.uniform(0.6, 0.95) * np.sin(tilt) + 0.12 * np.cos(tilt)),
-    )
-
-
-def _random_surroundings(rng: np.random.Generator, floor: Floor) -> Surroundings:
-    texture, backdrop = (random_texture(rng, TEXTURE_PX) for _ in range(2))
-    return Surroundings(floor, texture, float(rng.uniform(0.2, 0.8)), backdrop)
-
-
-def _try_to_place(
-    object_id: int,
-    rng: np.random.Generator,
-    models: Mapping[int, ObjectModel],
-    camera: Intrinsics,
-    floor: Floor,
-    placed: Sequence[Placement],
-) -> list[Placement]:
-    """[placement], standing on the floor or hovering above it; [] when 60 draws found no free place."""
-    model = models[object_id]
-    for _ in range(60):
-        R = Rotation.from_quat(rng.normal(size=4)).as_matrix()
-        ray = camera.rays(rng.uniform(0, (camera.width_px - 1, camera.height_px - 1)))
-        z = rng.uniform(*DEPTH_RANGE_M)
-        lowest = float((model.vertices_m @ (floor.normal @ R)).min())
-        slope = float(ray @ floor.normal)
-        if rng.random() < 0.7 and slope < -1e-3:
-            z = (-floor.distance_m - lowest) / slope
-        pose = Pose(R, ray * z)
-        if _fits(model, pose, camera, floor, lowest) and not _crowded(object_id, pose, models, placed):
-            return [(object_id, pose)]
-    return []
-
-
-def _fits(model: ObjectModel, pose: Pose, camera: Intrinsics, floor: Floor, lowest_m: float) -> bool:
-    if not DEPTH_RANGE_M[0] <= pose.t_m[2] <= DEPTH_RANGE_M[1] or floor.height_m(pose.t_m) + lowest_m < -1e-6:
-        return False
-    x0, y0, x1, y1 = projected_box(model, pose, camera)
-    w, h = min(x1, camera.width_px) - max(x0, 0.0), min(y1, camera.height_px) - max(y0, 0.0)
-    return bool(min(w, h) > 0 and w * h >= MIN_INSIDE * (x1 - x0) * (y1 - y0))
-
-
-def _crowded(object_id: int, pose: Pose, models: Mapping[int, ObjectModel], placed: Sequence[Placement]) -> bool:
-    reach = CROWDING * models[object_id].diameter_m / 2
-    return any(
-        np.linalg.norm(pose.t_m - other.t_m) < reach + CROWDING * models[other_id].diameter_m / 2
-        for other_id, other in placed
-    )
-
-
-def _occluder(
-    object_id: int, target: Placement, rng: np.random.Generator, models: Mapping[int, ObjectModel]
-) -> list[Placement]:
-    """A piece of clutter between the camera and part of the target."""
-    target_id, pose = target
-    radius, reach = models[object_id].diameter_m / 2, models[target_id].diameter_m / 2
-    away = rng.normal(size=3)
-    away[2] = 0
-    aside = away / np.linalg.norm(away) * reach * rng.uniform(0.5, 1.1)
-    distance = float(np.linalg.norm(pose.t_m))
-    nearer = distance - (reach + radius) * rng.uniform(0.9, 1.5)
-    if nearer < 0.15 + radius:
-        return []
-    R = Rotation.from_quat(rng.normal(size=4)).as_matrix()
-    return [(object_id, Pose(R, (pose.t_m + aside) * (nearer / distance)))]
-
-
 def _scene_object(renderer: Renderer, layout: Layout, k: int, seen: Rendering) -> SceneObject:
     """Boxes and visibility of one placement; the silhouette is counted on a canvas that holds all of it."""
     object_id, pose = layout.placements[k]
@@ -256,6 +137,11 @@ def box_of_mask(mask: npt.NDArray[np.bool_]) -> Array:
 
 
 # Light
+
+
+def _random_surroundings(rng: np.random.Generator, floor: Floor) -> Surroundings:
+    texture, backdrop = (random_texture(rng, TEXTURE_PX) for _ in range(2))
+    return Surroundings(floor, texture, float(rng.uniform(0.2, 0.8)), backdrop)
 
 
 def _lit(
@@ -355,43 +241,6 @@ def _shadow(renderer: Renderer, layout: Layout, shadow_rays: Array, seen: Render
     for direction in shadow_rays:
         total[lit] += renderer.shadowed(layout.placements, points[lit], direction)
     return np.asarray(total / np.float32(len(shadow_rays))).reshape(seen.depth_m.shape)
-
-
-# Camera
-
-
-def photographed(linear: Floats, rng: np.random.Generator, difficulty: float) -> Image:
-    """Linear light -> a uint8 photograph of it: exposure, colour cast, blur, vignetting, noise, gamma, JPEG."""
-    brightness = float(np.percentile(linear, 90))
-    gain = rng.uniform(0.45, 1.05) / max(brightness, 0.05)
-    light = linear * np.float32(min(gain, 3.0)) * rng.uniform(0.9, 1.1, size=3).astype(np.float32)
-    light = _blurred(light, rng, difficulty) * _vignette(linear.shape[:2], float(rng.uniform(0, 0.35)))
-    shot, read = rng.uniform(1e-4, 1e-3) * (0.3 + difficulty), rng.uniform(1e-3, 6e-3) * (0.3 + difficulty)
-    deviation = np.sqrt(np.maximum(light, 0) * shot + read**2)
-    noisy = light + deviation * rng.standard_normal(light.shape, dtype=np.float32)
-    picture = encoded(np.asarray(noisy, np.float32))
-    quality = int(rng.integers(round(90 - 40 * difficulty), 99))
-    _, packed = cv2.imencode(".jpg", picture[..., ::-1], [cv2.IMWRITE_JPEG_QUALITY, quality])
-    return np.ascontiguousarray(np.asarray(cv2.imdecode(packed, cv2.IMREAD_COLOR), np.uint8)[..., ::-1])
-
-
-def _blurred(light: Floats, rng: np.random.Generator, difficulty: float) -> Floats:
-    """Defocus always, motion sometimes."""
-    blurred = cv2.GaussianBlur(light, (0, 0), float(rng.uniform(0.35, 0.5 + 0.8 * difficulty)))
-    if rng.random() < 0.4 * difficulty:
-        length, angle = rng.uniform(2, 7), rng.uniform(0, np.pi)
-        kernel = np.zeros((9, 9), np.float32)
-        for at in np.linspace(-length / 2, length / 2, 33):
-            kernel[round(4 + at * np.sin(angle)), round(4 + at * np.cos(angle))] += 1
-        blurred = cv2.filter2D(blurred, -1, kernel / kernel.sum())
-    return np.asarray(blurred, np.float32)
-
-
-def _vignette(shape: tuple[int, int], strength: float) -> Floats:
-    h, w = shape
-    y, x = np.mgrid[:h, :w]
-    r2 = ((x - w / 2) ** 2 + (y - h / 2) ** 2) / (w * w / 4 + h * h / 4)
-    return np.asarray(1 - strength * r2, np.float32)[..., None]
 
 
 # BOP files

@@ -12,8 +12,10 @@ import pytest
 from posekit.export.mesh import read_mesh
 from posekit.export.reference.clutter import clutter_models
 from posekit.export.reference.objects import reference_objects
-from posekit.export.reference.scenes import MIN_VISIBLE, Scene, box_of_mask, make_scene, photographed, write_bop
+from posekit.export.reference.photograph import photographed
+from posekit.export.reference.scenes import MIN_VISIBLE, Scene, box_of_mask, make_scene, write_bop
 from posekit.export.render import Renderer
+from posekit.runtime.bop import scenes_from_bop
 from posekit.runtime.errors import OutputError
 from posekit.runtime.intrinsics import Intrinsics
 from posekit.runtime.symmetry import symmetries_from_bop
@@ -86,6 +88,18 @@ def test_bop_files_give_back_the_scene(scenes: list[Scene], tmp_path: Path) -> N
             mask = cv2.imread(str(root / "mask_visib" / f"{i:06d}_{k:06d}.png"), cv2.IMREAD_UNCHANGED)
             np.testing.assert_array_equal(np.asarray(mask) > 0, scene.mask_index == k)
             assert box["px_count_visib"] == int((scene.mask_index == k).sum()) <= box["px_count_all"]
+
+
+def test_the_runtime_reads_the_files(scenes: list[Scene], tmp_path: Path) -> None:
+    write_bop(scenes, tmp_path / "set")
+    (read,) = scenes_from_bop(tmp_path / "set")
+    assert read.truth is not None
+    for i, scene in enumerate(scenes):
+        for seen, thing in zip(read.truth[i], scene.objects, strict=True):
+            assert seen.visible_box_xyxy_px is not None
+            np.testing.assert_allclose(seen.cam_from_obj.as_matrix(), thing.cam_from_obj.as_matrix(), atol=1e-9)
+            np.testing.assert_allclose(seen.visible_box_xyxy_px, thing.box_xyxy_px)
+            assert seen.visible_fraction == pytest.approx(thing.visib_fract)
 
 
 def test_bop_models_are_the_objects_in_millimetres(tmp_path: Path) -> None:
