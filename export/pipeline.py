@@ -45,7 +45,7 @@ PARITY_REPORT = "reports/parity.json"
 
 @dataclass(frozen=True)
 class ExportReport:
-    """What was written. graphs and banks: by the names they have in the bundle."""
+    """What was written. graphs: by name.  banks: by member. Their paths are members of the bundle."""
 
     path: Path
     size: int
@@ -200,35 +200,37 @@ def _add_network(draft: _Draft, entry: NetworkRecipe) -> None:
         draft.paths[path_name] = replace(path, banks=banks)
 
 
-def _add_graph(draft: _Draft, name: str, source: GraphSource) -> ExportedGraph:
+def _add_graph(draft: _Draft, name: str, source: GraphSource) -> None:
     member = f"graphs/{name}.fp32.onnx"
     graph = onnx_from_network(source, draft.folder / f"{name}.fp32.onnx")
     variants: dict[Precision, str] = {"fp32": member}
     draft.members[member] = graph.path
     draft.graphs[name] = GraphEntry(source.role, variants, graph.inputs, graph.outputs)
-    draft.exported[name] = graph
-    return graph
+    draft.exported[name] = replace(graph, path=Path(member))
 
 
 def _add_bank(draft: _Draft, entry: NetworkRecipe, path: PathEntry, path_name: str, object_id: int) -> str:
     """Build one object's bank; its member name."""
-    embedder, row = draft.exported[path.graph], draft.objects[object_id]
-    member = f"banks/{path_name}.{row.entry.name}.safetensors"
-    session = OrtSession(embedder.path)
+    row, sha256 = draft.objects[object_id], draft.exported[path.graph].sha256
+    file = draft.folder / f"{path_name}.{row.entry.name}.safetensors"
+    session = OrtSession(draft.folder / f"{path.graph}.fp32.onnx")
+    stage = f"bank of {row.entry.name} for {path_name}"
     try:
-        draft.banks[member] = build_bank(
-            draft.folder / f"{path_name}.{row.entry.name}.safetensors",
+        built = build_bank(
+            file,
             session,
-            embedder.sha256,
+            sha256,
             row.model,
             object_id,
             path.crop,
             entry.bank,
-            lambda done, total: draft.progress(f"bank of {row.entry.name} for {path_name}", done, total),
+            lambda done, total: draft.progress(stage, done, total),
         )
     finally:
         session.close()
-    draft.members[member] = draft.banks[member].path
+    member = f"banks/{file.name}"
+    draft.members[member] = file
+    draft.banks[member] = replace(built, path=Path(member))
     return member
 
 

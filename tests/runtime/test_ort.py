@@ -17,7 +17,7 @@ from posekit.runtime.backends import Backend, open_session, ort, session_and_cho
 from posekit.runtime.backends.ort import OrtSession
 from posekit.runtime.bundle import Bundle
 from posekit.runtime.errors import BackendError, SpecError
-from posekit.runtime.manifest import GraphEntry
+from posekit.runtime.manifest import GraphEntry, Precision
 from posekit.runtime.session import Session
 from posekit.runtime.tensor import TensorSpec
 
@@ -150,7 +150,7 @@ class OneGraph:
 
     def __init__(self, **variants: bytes) -> None:
         self.members = {f"net.{precision}.onnx": model for precision, model in variants.items()}
-        entry = GraphEntry("pose", {precision: f"net.{precision}.onnx" for precision in variants}, (), ())
+        entry = GraphEntry("pose", {cast(Precision, p): f"net.{p}.onnx" for p in variants}, (), ())
         self.manifest = SimpleNamespace(graphs={"net": entry})
 
     def read(self, member: str) -> memoryview:
