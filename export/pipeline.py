@@ -112,7 +112,11 @@ def export_recipe(
 def _check_default_path(recipe: ExportRecipe) -> None:
     names = []
     for entry in recipe.networks:
-        paths = system_named(entry.system).paths if entry.system else own_paths(entry.role or "pose", entry.solver)
+        if entry.system is not None:
+            paths = system_named(entry.system).paths
+        else:
+            assert entry.role is not None  # the recipe's cross-check
+            paths = own_paths(entry.role, entry.solver)
         names += [_path_name(entry, name, paths) for name in paths]
     if recipe.default_path not in names:
         raise RecipeError(

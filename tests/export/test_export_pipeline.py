@@ -176,7 +176,8 @@ def test_the_bundle_says_what_it_is(exported: ExportReport, folder: Path) -> Non
         assert tensors_from_bytes(bundle.read("objects/brick.safetensors"), "mesh").arrays["colours"].dtype == np.uint8
         assert open_session(bundle, "find.embedder").outputs == manifest.graphs["find.embedder"].outputs
     assert exported.size == exported.path.stat().st_size
-    assert {str(part.path) for part in (*exported.graphs.values(), *exported.banks.values())} <= set(manifest.files)
+    written = [graph.path for graph in exported.graphs.values()] + [bank.path for bank in exported.banks.values()]
+    assert {path.as_posix() for path in written} <= set(manifest.files)
     assert not list(folder.glob(".*"))  # no scratch left
 
 
