@@ -14,8 +14,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from posekit.runtime.errors import InputError, PosekitError, SourceError
+from posekit.runtime.image_file import read_image
 from posekit.runtime.intrinsics import Intrinsics
-from posekit.runtime.sources import frames_from, read_image
+from posekit.runtime.sources import frames_from
 
 W, H = 64, 48
 CAMERA = Intrinsics(np.array([[60.0, 0, 31.5], [0, 60, 23.5], [0, 0, 1]]), W, H)
