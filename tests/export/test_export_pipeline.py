@@ -8,9 +8,11 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
+import onnx
 import pytest
 import torch
 import trimesh
+from onnx import helper, numpy_helper
 from safetensors.torch import save_file
 
 from posekit.export import pipeline
@@ -225,6 +227,44 @@ def test_every_role_in_one_bundle(folder: Path) -> None:
             assert {d.object_id for d in estimator.detect(image, CAMERA)} <= {4}
         with PoseEstimator(bundle, path="dense") as estimator:
             assert len(estimator.estimate(image, CAMERA, [detection])) <= 1
+
+
+def yolo(labels: dict[int, str]) -> onnx.ModelProto:
+    """A YOLOv8 in name: 84 equal boxes whose class score is the image's brightness."""
+    rows = np.tile(np.array([[32], [32], [20], [10], *[[1]] * len(labels)], np.float32), (1, 84))[None]
+    nodes = [
+        helper.make_node("ReduceMean", ["images"], ["mean"], axes=[2, 3], keepdims=0),
+        helper.make_node("ReduceMax", ["mean"], ["one"], axes=[1], keepdims=1),
+        helper.make_node("Reshape", ["one", "shape"], ["brightness"]),
+        helper.make_node("Mul", ["brightness", "rows"], ["output0"]),
+    ]
+    graph = helper.make_graph(
+        nodes,
+        "yolo",
+        [helper.make_tensor_value_info("images", onnx.TensorProto.FLOAT, [1, 3, 64, 64])],
+        [helper.make_tensor_value_info("output0", onnx.TensorProto.FLOAT, list(rows.shape))],
+        [numpy_helper.from_array(rows, "rows"), numpy_helper.from_array(np.array([1, 1, 1]), "shape")],
+    )
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
+    model.metadata_props.add(key="names", value=str(labels))
+    return model
+
+
+@pytest.mark.slow
+def test_a_third_partys_detector_finds_by_name(folder: Path) -> None:
+    onnx.save(yolo({0: "cup", 1: "brick"}), folder / "yolo.onnx")
+    section = '[detector]\nonnx = "yolo.onnx"\nfamily = "yolov8"\nscore_threshold = 0.1\n'
+    report = export_recipe(recipe(folder, HEAD.replace('"find"', '"guess"'), REGRESS, section), folder / "yolo.posekit")
+    entry = report.manifest.detector
+    assert entry is not None
+    assert (entry.class_object_ids, entry.input_wh_px, entry.score_threshold) == ((-1, 4), (64, 64), 0.1)
+    assert report.manifest.provenance["detector"].startswith("yolo.onnx, sha256 ")
+    with Bundle(report.path) as bundle, PoseEstimator(bundle) as estimator:
+        assert estimator.has_detector
+        estimator.detect(np.full((480, 640, 3), 200, np.uint8), CAMERA)
+    onnx.save(yolo({0: "cup"}), folder / "yolo.onnx")
+    with pytest.raises(RecipeError, match="the objects brick among them"):
+        export_recipe(recipe(folder, HEAD.replace('"find"', '"guess"'), REGRESS, section), folder / "yolo.posekit")
 
 
 def test_random_weights_follow_from_the_seed(folder: Path) -> None:
