@@ -27,7 +27,7 @@ PALETTE: tuple[Colour, ...] = (
 AXIS_COLOURS: tuple[Colour, ...] = ((230, 50, 50), (50, 200, 50), (60, 100, 255))  # x, y, z
 
 SHIFT = 4  # OpenCV draws at 1 / 2**SHIFT px
-SHARP_RAD = np.deg2rad(35.0)  # faces that meet at more than this show an edge
+SHARP_RAD = np.deg2rad(50.0)  # faces that meet at more than this show an edge
 MAX_EDGES = 500  # beyond this a model is a rough scan and its edges say nothing
 FINE_PX = 1200  # side of the enlarged silhouette; larger ones gain nothing
 NEAR_M = 1e-3

@@ -229,13 +229,14 @@ def _table(title: str, columns: Sequence[str], rows: Iterable[Sequence[str]]) ->
     rows = [tuple(row) for row in rows]
     if not rows:
         return
-    table = Table(title=title, title_justify="left", title_style="bold", box=box.SIMPLE_HEAD, pad_edge=False)
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
     for i, column in enumerate(columns):
         table.add_column(
             column, justify="right" if all(_is_number(row[i]) for row in rows) else "left", overflow="fold"
         )
     for row in rows:
         table.add_row(*row)
+    _line(f"\n[bold]{title}[/]")
     _console().print(table, markup=False)
 
 

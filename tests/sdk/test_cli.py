@@ -21,9 +21,12 @@ from typer.testing import CliRunner
 
 from posekit.cli import app
 from posekit.export.pack import pack_bundle
+from posekit.runtime.bank import bank_from_bytes, check_bank_fits
+from posekit.runtime.bundle import Bundle
 from posekit.runtime.crop import CropPreset
 from posekit.runtime.errors import InputError
 from posekit.runtime.manifest import FORMAT, GraphEntry, Manifest, ObjectEntry, PathEntry
+from posekit.runtime.records import json_from_record
 from posekit.runtime.results import read_results
 from posekit.runtime.tensor import TensorSpec
 
@@ -231,6 +234,38 @@ def test_a_keyboard_stop_keeps_results(bundle: Path, images: Path, tmp_path: Pat
     assert "2 estimates so far are kept in" in message
 
 
+class Camera:
+    """Gives two frames; then the user presses Ctrl-C."""
+
+    def __init__(self, number: int) -> None:
+        self.left = 2
+
+    def isOpened(self) -> bool:
+        return True
+
+    def set(self, key: int, value: float) -> None: ...
+
+    def read(self) -> tuple[bool, Any]:
+        self.left -= 1
+        if self.left < 0:
+            raise KeyboardInterrupt
+        return True, np.zeros((H, W, 3), np.uint8)
+
+    def release(self) -> None: ...
+
+
+def test_ctrl_c_ends_a_camera_in_good_order(bundle: Path, images: Path, tmp_path: Path, monkeypatch: Any) -> None:
+    monkeypatch.setattr(cv2, "VideoCapture", Camera)
+    (tmp_path / "boxes.json").write_text(json.dumps({f"camera0#{i:06d}": [BOX] for i in range(2)}))
+    run = [*with_boxes(bundle, images), "-o", tmp_path / "poses.jsonl", "--json"]
+    run[2] = "0"
+    result = posekit(*run)
+    assert result.exit_code == 0, result.output
+    outcome = json.loads(result.stdout)
+    assert (outcome["stopped"], outcome["n_frames"]) == (True, 2)
+    assert len(read_results(tmp_path / "poses.jsonl")) == 2
+
+
 def test_a_missing_package_is_named_with_its_remedy(bundle: Path, images: Path, monkeypatch: Any) -> None:
     real = builtins.__import__
 
@@ -274,6 +309,57 @@ def test_export_and_bank_build_refuse_by_name(bundle: Path, tmp_path: Path) -> N
     trimesh.Trimesh(CORNERS * 1000, FACES).export(mesh)
     message = refused("bank", "build", bundle, "--object", 1, "--mesh", mesh, "--unit", "mm")
     assert "a bundle with a bank path" in message
+
+
+def embedder_graph() -> bytes:
+    """The unit mean colour of a crop, one place."""
+    nodes = [
+        helper.make_node("Cast", ["crops"], ["float"], to=T.FLOAT),
+        helper.make_node("ReduceMean", ["float", "axes"], ["mean"], keepdims=0),
+        helper.make_node("LpNormalization", ["mean"], ["unit"], axis=1, p=2),
+        helper.make_node("Unsqueeze", ["unit", "one"], ["descriptors"]),
+    ]
+    constants = {"axes": np.array([1, 2]), "one": np.array([1])}
+    initialisers = [onnx.numpy_helper.from_array(value, name) for name, value in constants.items()]
+    inputs = [helper.make_tensor_value_info("crops", T.UINT8, list(CROPS.shape))]
+    outputs = [helper.make_tensor_value_info("descriptors", T.FLOAT, ["batch", 1, 3])]
+    graph = helper.make_graph(nodes, "toy", inputs, outputs, initialisers)
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 19)], ir_version=9)
+    return bytes(model.SerializeToString())
+
+
+def test_bank_build_replaces_one_bank_and_nothing_else(tmp_path: Path) -> None:
+    trimesh = pytest.importorskip("trimesh")
+    trimesh.Trimesh(CORNERS * 1000, FACES).export(tmp_path / "cube.ply")
+    descriptors = TensorSpec("descriptors", "float32", ("batch", 1, 3))
+    crop = CropPreset("square", SIZE)
+    manifest = Manifest(
+        format=FORMAT,
+        name="toy",
+        system="colours",
+        provenance={},
+        graphs={name: GraphEntry("embedder", {"fp32": "e.onnx"}, (CROPS,), (descriptors,)) for name in ("e", "m")},
+        objects=(ObjectEntry(1, "cube", 0.1732, (-0.05,) * 3, (0.05,) * 3, "cube.safetensors"),),
+        paths={"bank": PathEntry("bank", "e", crop, (1,), "m", {"1": "cube.bank"})},
+        default_path="bank",
+        files={},
+    )
+    model = bytes(save({"vertices_m": CORNERS, "faces": FACES}))
+    members = {"e.onnx": embedder_graph(), "cube.safetensors": model, "cube.bank": b"old"}
+    path = tmp_path / "toy.posekit"
+    pack_bundle(path, manifest, members)
+    build = ["bank", "build", path, "--object", 1, "--mesh", tmp_path / "cube.ply", "--unit", "mm", "--sphere", 42]
+    result = posekit(*build, "--in-plane-steps", 1, "--json")
+    assert result.exit_code == 0, result.output
+    assert json.loads(result.stdout)["views"] == 42
+    with Bundle(path) as rebuilt:
+        bank = bank_from_bytes(rebuilt.read("cube.bank"), "cube.bank")
+        check_bank_fits(bank, rebuilt.manifest.files["e.onnx"].sha256, json_from_record(crop), "cube.bank")
+        assert bytes(rebuilt.read("e.onnx")) == members["e.onnx"]
+    shown = posekit(*build, "--in-plane-steps", 1, "-o", tmp_path / "other.posekit").stdout
+    assert "42 views of 1 x 3" in shown
+    assert "next: posekit inspect" in shown
+    assert "no such bank" in refused(*build[:3], "--object", 2, *build[5:])
 
 
 def test_usage_and_version() -> None:
