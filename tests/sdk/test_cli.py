@@ -311,6 +311,44 @@ def test_export_and_bank_build_refuse_by_name(bundle: Path, tmp_path: Path) -> N
     assert "a bundle with a bank path" in message
 
 
+TOY_RECIPE = """
+name = "toy"
+default_path = "find"
+[[objects]]
+id = 4
+name = "cube"
+mesh = "cube.ply"
+unit = "mm"
+[[networks]]
+name = "find"
+network = "toy_patches:patches"
+role = "embedder"
+checkpoint = "random"
+crop = {rule = "square", size_px = 32}
+bank = {sphere = 42, in_plane_steps = 1, supersample = 1}
+"""
+TOY_NETWORK = """
+from torch import nn
+
+def patches():
+    return nn.Conv2d(3, 8, 8, stride=8, bias=False)
+"""
+
+
+def test_export_writes_a_bundle_and_says_what_next(tmp_path: Path) -> None:
+    trimesh = pytest.importorskip("trimesh")
+    trimesh.Trimesh(CORNERS * 1000, FACES).export(tmp_path / "cube.ply")
+    (tmp_path / "toy_patches.py").write_text(TOY_NETWORK)
+    (tmp_path / "recipe.toml").write_text(TOY_RECIPE)
+    result = posekit("export", tmp_path / "recipe.toml", "-o", tmp_path / "toy.posekit")
+    assert result.exit_code == 0, result.output
+    for words in ("find.embedder", "42", "toy.posekit", "next: posekit inspect"):
+        assert words in result.stdout
+    summary = json.loads(posekit("export", tmp_path / "recipe.toml", "-o", tmp_path / "b.posekit", "--json").stdout)
+    assert summary["size_bytes"] == (tmp_path / "b.posekit").stat().st_size
+    assert (tmp_path / "b.posekit").read_bytes() == (tmp_path / "toy.posekit").read_bytes()
+
+
 def embedder_graph() -> bytes:
     """The unit mean colour of a crop, one place."""
     nodes = [
