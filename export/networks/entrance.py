@@ -30,5 +30,6 @@ class Entrance(nn.Module):
         self.register_buffer("offset", -(torch.tensor(mean) / torch.tensor(std)).view(1, 3, 1, 1), persistent=False)
 
     def forward(self, crops: Tensor) -> Tensor:
-        x = crops.permute(0, 3, 1, 2).float() * self.gain + self.offset
+        # Cast first: TensorRT takes uint8 inputs into a Cast and into nothing else.
+        x = crops.float().permute(0, 3, 1, 2) * self.gain + self.offset
         return x.flip(1) if self.bgr else x

@@ -16,6 +16,7 @@ import numpy as np
 import numpy.typing as npt
 
 from posekit.export.reference.objects import ReferenceObject, reference_objects
+from posekit.export.render import DISPLAY_GAMMA, encoded, headlight
 from posekit.export.reference.views import REFERENCE_CAMERA, ViewSet, read_views
 from posekit.runtime.crop import CropPreset, crop
 from posekit.runtime.intrinsics import Intrinsics
@@ -56,7 +57,8 @@ class Sprite:
 class TrainingCrop:
     """One example. pixels: (S, S, 3) uint8.  mask: (g, g) bool, visible.  coords_m: (g, g, 3).
     cam_from_obj: in the full image's camera, symmetric objects in their canonical turn.
-    box_xyxy_px, warp, K: of the full image, as the estimator would feed them.  label: index of the object."""
+    box_xyxy_px, warp, K: of the full image, as the estimator would feed them.  label: index of the object.
+    view: index in its set."""
 
     pixels: Rgb
     mask: Mask
@@ -66,6 +68,7 @@ class TrainingCrop:
     warp: Array
     K: Array
     label: int
+    view: int
 
 
 @dataclass(frozen=True)
@@ -84,15 +87,21 @@ def training_crop(
     jitter: Jitter = Jitter(),
     occlusion: float = 0.5,
     label: int | None = None,
+    view: int | None = None,
 ) -> TrainingCrop:
-    """One random example: an object somewhere in the reference camera's image, on clutter, partly hidden."""
+    """One random example: an object somewhere in the reference camera's image, on clutter, partly hidden.
+
+    label: which object; the clutter is one more.  view: index in its set.
+    """
     label = int(rng.integers(len(views.objects))) if label is None else label
-    view_set = views.objects[label]
-    i = int(rng.integers(len(view_set)))
+    view_set = (*views.objects, views.clutter)[label]
+    i = int(rng.integers(len(view_set))) if view is None else view
     angle = rng.uniform(-np.pi, np.pi)
     sprite = turned(lit_sprite(view_set, i, rng), angle)
     pose = Pose.from_rotvec([0.0, 0.0, angle]) @ Pose(view_set.arrays["R"][i], view_set.arrays["t_m"][i])
-    pose, coords_m = canonical(label_object(view_set.object_id), pose, sprite.coords_m)
+    coords_m = sprite.coords_m
+    if label < len(views.objects):
+        pose, coords_m = canonical(label_object(view_set.object_id), pose, coords_m)
     canvas = _Canvas(background(rng, CANVAS_PX))
     corner = (CANVAS_PX - sprite.mask.shape[0]) // 2
     canvas.paste(sprite.rgb, sprite.mask, corner, corner, owner=1)
@@ -140,7 +149,7 @@ def _cut(
     coords = sampled(coords_m, rows - corner, columns - corner)
     full_box = (box - np.tile(shift, 2)) / scale
     warp = one.warp @ np.array([[scale, 0, shift[0]], [0, scale, shift[1]], [0, 0, 1.0]])
-    return TrainingCrop(one.pixels, mask, coords, pose, full_box, warp, K, label)
+    return TrainingCrop(one.pixels, mask, coords, pose, full_box, warp, K, label, i)
 
 
 def sampled(array: npt.NDArray[Any], rows: npt.NDArray[np.int64], columns: npt.NDArray[np.int64]) -> npt.NDArray[Any]:
@@ -189,6 +198,16 @@ def lit_sprite(view_set: ViewSet, i: int, rng: np.random.Generator) -> Sprite:
         rgb += np.float32(gloss) * np.maximum(normal @ half, 0)[..., None] ** int(rng.integers(8, 40))
     coords = view_set.coords_obj_m(i) if view_set.object_id >= 0 else np.zeros_like(albedo)
     return Sprite(np.clip(rgb, 0, 255).astype(np.uint8), mask, coords)
+
+
+def template_sprite(view_set: ViewSet, i: int) -> Sprite:
+    """The view as a template bank shows it: headlight, black background."""
+    mask = view_set.arrays["mask"][i].astype(bool)
+    albedo = (view_set.arrays["albedo"][i].astype(np.float32) / 255) ** DISPLAY_GAMMA
+    facing = np.maximum(view_set.arrays["normal"][i][..., 2].astype(np.float32) * np.float32(-1 / 127), 0)
+    lamp = headlight()
+    shade = lamp.ambient.astype(np.float32) + lamp.colours[0].astype(np.float32) * facing[..., None]
+    return Sprite(encoded(albedo * shade) * mask[..., None], mask, np.zeros_like(albedo))
 
 
 def turned(sprite: Sprite, angle_rad: float) -> Sprite:

@@ -44,13 +44,17 @@ class TemplatePose(nn.Module):
     """(B, 3, S, S) normalised -> descriptors (B, L, channels), unit length; L = `grid(S)` squared.
 
     backbone: "base", or a name of posekit.export.networks.resnet.  channels: 16 published, 8 in the universal model.
+    max_pool: stride 16 instead of the published 8, for small crops.
     """
 
-    def __init__(self, backbone: str = "resnet50", channels: int = 16, hidden: int = 256) -> None:
+    def __init__(
+        self, backbone: str = "resnet50", channels: int = 16, hidden: int = 256, max_pool: bool = False
+    ) -> None:
         super().__init__()
         self.channels, self.base = channels, backbone == "base"
         strides = (1, 2, 2, 1)
-        self.backbone = BaseBackbone() if self.base else resnet(backbone, strides, max_pool=False, levels=(4,))
+        self.stride_px = 16 if max_pool else 8
+        self.backbone = BaseBackbone() if self.base else resnet(backbone, strides, max_pool, levels=(4,))
         self.projector = LocalHead(self.backbone.channels[-1], hidden, channels, relu_first=not self.base)
         self.register_load_state_dict_pre_hook(_without_aliases)  # type: ignore[no-untyped-call]
 
@@ -58,11 +62,14 @@ class TemplatePose(nn.Module):
         """Places along a side of the descriptor map. RecipeError for a crop that the trunk does not divide."""
         if self.base:
             return (size_px - 8) // 2 - 3
-        if size_px % 8:
+        if size_px % self.stride_px:
             raise RecipeError(
-                "crop size", got=size_px, expected="a multiple of 8", remedy="Use 224 px, the published size."
+                "crop size",
+                got=size_px,
+                expected=f"a multiple of {self.stride_px}",
+                remedy="Use 224 px, the published size.",
             )
-        return size_px // 8
+        return size_px // self.stride_px
 
     def forward(self, x: Tensor) -> Tensor:
         return unit_descriptors(places_of_map(self.projector(self.backbone(x)[-1])))
