@@ -1,0 +1,22 @@
+# make demo: export the reference bundle and run it.   make test: the whole suite.   Both make .venv first.
+PYTHON ?= python3
+PIP := .venv/bin/python -m pip --disable-pip-version-check
+.PHONY: demo test check
+
+demo: .venv/.done
+	.venv/bin/posekit demo
+
+test: .venv/.done
+	.venv/bin/python -m pytest
+
+check: .venv/.done
+	.venv/bin/ruff format --check .
+	.venv/bin/ruff check .
+	.venv/bin/mypy
+
+.venv/.done: pyproject.toml constraints.txt
+	$(PYTHON) -m venv .venv
+	# torch first and alone: its CPU build needs no CUDA libraries, and no other package is looked for at that address
+	$(PIP) install -q --no-deps $(if $(TORCH_INDEX),--retries 1 --extra-index-url $(TORCH_INDEX)) -c constraints.txt torch
+	$(PIP) install -q -c constraints.txt -e '.[export,test]'
+	touch $@
