@@ -19,6 +19,7 @@ from posekit.runtime.intrinsics import Intrinsics
 from posekit.runtime.pose import Array
 
 ADD_SHARE_OF_DIAMETER = 0.1  # Hinterstoisser et al. 2012
+UNOCCLUDED = 0.95
 MSSD_SHARES_OF_DIAMETER = tuple(np.arange(0.05, 0.51, 0.05).round(2).tolist())  # BOP 2019 and later
 MSPD_LIMITS_PX = tuple(range(5, 51, 5))  # for images 640 px wide, scaled with the width
 MSPD_WIDTH_PX = 640
@@ -33,6 +34,7 @@ class TruthScore:
     correct_add: an estimate within 0.1 diameters by ADD, or by ADD-S for a symmetric object.  ar_mssd, ar_mspd: share of
     BOP's thresholds under which an estimate is correct.  errors: of the estimate matched to it without any threshold,
     None for a miss.  detected: a box of its class overlaps it by half, None where no true box is known.
+    visible_fraction: of its silhouette, None where the data set does not say.
     """
 
     object_id: int
@@ -41,6 +43,7 @@ class TruthScore:
     ar_mspd: float
     errors: PoseErrors | None
     detected: bool | None
+    visible_fraction: float | None = None
 
 
 @dataclass(frozen=True)
@@ -62,10 +65,13 @@ class ObjectAccuracy:
 
 @dataclass(frozen=True)
 class Accuracy:
-    """per_object: in order of id.   total: over all true objects alike; its object_id is None."""
+    """per_object: in order of id.   total: over all true objects alike; its object_id is None.
+    unoccluded: over those that are visible by UNOCCLUDED or more, None where the data set does not say.
+    """
 
     per_object: tuple[ObjectAccuracy, ...]
     total: ObjectAccuracy
+    unoccluded: ObjectAccuracy | None
 
 
 def image_scores(
@@ -98,7 +104,9 @@ def accuracy_from(scores: Iterable[TruthScore], names: Mapping[int, str]) -> Acc
     for object_id in sorted({score.object_id for score in scores}):
         mine = [score for score in scores if score.object_id == object_id]
         rows.append(_accuracy(object_id, names.get(object_id, str(object_id)), mine))
-    return Accuracy(tuple(rows), _accuracy(None, "all", scores))
+    clear = [score for score in scores if (score.visible_fraction or 0.0) >= UNOCCLUDED]
+    unoccluded = _accuracy(None, f"{UNOCCLUDED:.0%} visible", clear) if clear else None
+    return Accuracy(tuple(rows), _accuracy(None, "all", scores), unoccluded)
 
 
 def matches(errors: Array, limit: float = np.inf) -> list[tuple[int, int]]:
@@ -141,7 +149,15 @@ def _object_scores(
     ar_mspd = _shares(mspd, [limit * width_scale for limit in MSPD_LIMITS_PX])
     matched = {j: pairs[i][j] for i, j in matches(mssd)}
     return [
-        TruthScore(scored.object_id, j in correct, ar_mssd[j], ar_mspd[j], matched.get(j), _detected(true, found))
+        TruthScore(
+            scored.object_id,
+            j in correct,
+            ar_mssd[j],
+            ar_mspd[j],
+            matched.get(j),
+            _detected(true, found),
+            true.visible_fraction,
+        )
         for j, true in enumerate(trues)
     ]
 

@@ -27,6 +27,7 @@ from posekit.export.tensor_file import write_tensor_file
 from posekit.export.viewsphere import view_rotations, viewsphere
 from posekit.runtime.bank import FORMAT, MIN_VIEWS
 from posekit.runtime.crop import CropPreset, crop
+from posekit.runtime.detection import box_from_mask
 from posekit.runtime.errors import ExportError, OutputError
 from posekit.runtime.intrinsics import Intrinsics
 from posekit.runtime.pose import Array, Pose
@@ -164,20 +165,19 @@ def templates(
             rendering = renderer.render([(0, Pose(R, t_m))], camera, recipe.supersample)
             upright = shade(rendering, lighting), rendering.mask, R
         image, mask = _turned(*upright, R, camera)
-        yield Template(image, mask, R, mask_box(mask, f"view {index}"))
+        yield Template(image, mask, R, template_box(mask, f"view {index}"))
 
 
-def mask_box(mask: npt.NDArray[np.bool_], what: str) -> Array:
-    """(4,) box of a mask, half a pixel around its outermost pixels' centres. ExportError where it is empty."""
-    rows, columns = (np.flatnonzero(mask.any(axis=axis)) for axis in (1, 0))
-    if not len(rows):
+def template_box(mask: npt.NDArray[np.bool_], what: str) -> Array:
+    """(4,) box of a view's mask. ExportError where it is empty."""
+    if not mask.any():
         raise ExportError(
             f"bank, {what}",
             got="a picture that shows nothing",
             expected="the object",
             remedy="Check the mesh: its unit, and that its surface is closed.",
         )
-    return np.array([columns[0] - 0.5, rows[0] - 0.5, columns[-1] + 0.5, rows[-1] + 0.5])
+    return box_from_mask(mask)
 
 
 def place_weights(mask: npt.NDArray[np.bool_], warp: Array, size_px: int, places: int) -> npt.NDArray[np.float32]:

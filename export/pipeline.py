@@ -171,7 +171,7 @@ def _weighted(
     return network, f"sha256 {digest}"
 
 
-def _constructed(entry: NetworkRecipe, make: Callable[..., nn.Module]) -> nn.Module:
+def _constructed(entry: NetworkRecipe | DetectorRecipe, make: Callable[..., nn.Module]) -> nn.Module:
     try:
         return make(**entry.options)
     except TypeError as error:
@@ -255,7 +255,7 @@ def _add_detector(draft: _Draft, entry: DetectorRecipe) -> DetectorEntry:
     if entry.onnx is not None:
         _add_third_party(draft, entry, len(labels))
     else:
-        _add_own_detector(draft, entry)
+        _add_torch_detector(draft, entry)
     _, height, width, _ = draft.graphs[DETECTOR].inputs[0].shape
     draft.progress(DETECTOR, 1, 1)
     return DetectorEntry(
@@ -288,15 +288,22 @@ def _add_third_party(draft: _Draft, entry: DetectorRecipe, class_count: int) -> 
     draft.provenance["detector"] = f"{source.name}, sha256 {sha256_of(source)}"
 
 
-def _add_own_detector(draft: _Draft, entry: DetectorRecipe) -> None:
-    assert entry.network is not None  # the recipe's cross-check
-    assert entry.input_wh_px is not None
-    name = entry.network
-    network, origin = _weighted(
-        draft.recipe, entry, lambda: network_from_factory(name, entry.options, draft.recipe.folder)
-    )
-    entrance = Entrance(entry.normalise.mean, entry.normalise.std, entry.normalise.bgr)
-    _add_graph(draft, DETECTOR, detector_graph(network, entrance, entry.input_wh_px))
+def _add_torch_detector(draft: _Draft, entry: DetectorRecipe) -> None:
+    """A detector of posekit's own family: a system of ours, or the user's own network."""
+    if entry.system is not None:
+        system = system_named(entry.system)
+        network, origin = _weighted(draft.recipe, entry, lambda: _constructed(entry, system.network))
+        graph = system.graphs(network, system.crop)[DETECTOR]
+    else:
+        assert entry.network is not None  # the recipe's cross-check
+        assert entry.input_wh_px is not None
+        name = entry.network
+        network, origin = _weighted(
+            draft.recipe, entry, lambda: network_from_factory(name, entry.options, draft.recipe.folder)
+        )
+        entrance = Entrance(entry.normalise.mean, entry.normalise.std, entry.normalise.bgr)
+        graph = detector_graph(network, entrance, entry.input_wh_px)
+    _add_graph(draft, DETECTOR, graph)
     draft.provenance["checkpoint of detector"] = origin
 
 
@@ -321,5 +328,6 @@ def _manifest(draft: _Draft, detector: DetectorEntry | None) -> Manifest:
     )
 
 
-def _wrong(entry: NetworkRecipe, got: object, expected: object) -> RecipeError:
-    return RecipeError(f"network {entry.name!r}", got=got, expected=expected, remedy="Correct the recipe.")
+def _wrong(entry: NetworkRecipe | DetectorRecipe, got: object, expected: object) -> RecipeError:
+    what = f"network {entry.name!r}" if isinstance(entry, NetworkRecipe) else DETECTOR
+    return RecipeError(what, got=got, expected=expected, remedy="Correct the recipe.")

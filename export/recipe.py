@@ -97,7 +97,7 @@ class NetworkRecipe:
 
 @dataclass(frozen=True)
 class DetectorRecipe:
-    """A detector: a third party's `onnx`, or the user's own network in posekit's own family (`network`, `checkpoint`).
+    """A detector: a third party's `onnx`; or with a `checkpoint`, in posekit's own family, a `system` or a `network`.
 
     family: a row of posekit.runtime.detector.FAMILIES.  labels: a file with one class name per line, else the ONNX
     file's own.  objects: class name to object id; left out: by the objects' names.  Thresholds: the family's if left out.
@@ -105,6 +105,7 @@ class DetectorRecipe:
 
     family: str
     onnx: str | None = None
+    system: str | None = None
     network: str | None = None
     checkpoint: str | None = None
     seed: int = 0
@@ -231,12 +232,16 @@ def _detector_problems(recipe: ExportRecipe) -> Problems:
     if entry is None:
         return
     where, ids = "recipe.detector", {e.id for e in recipe.objects}
-    if (entry.onnx is None) == (entry.network is None):
-        yield where, _named(entry, ("onnx", "network")), "either onnx or network"
+    kinds = ("onnx", "system", "network")
+    if sum(getattr(entry, kind) is not None for kind in kinds) != 1:
+        yield where, _named(entry, kinds), "one of onnx, system and network"
+        return
     if entry.network and (entry.checkpoint is None or entry.input_wh_px is None):
         yield where, _named(entry, ("checkpoint", "input_wh_px")), "checkpoint and input_wh_px, which network needs"
-    if entry.network and entry.family != "posekit":
-        yield f"{where}.family", repr(entry.family), "'posekit', the family of a network of one's own"
+    if entry.system and entry.checkpoint is None:
+        yield where, "no checkpoint", "a checkpoint, which system needs"
+    if entry.onnx is None and entry.family != "posekit":
+        yield f"{where}.family", repr(entry.family), "'posekit', the family of torch networks"
     if not set(entry.objects.values()) <= ids:
         yield f"{where}.objects", entry.objects, f"ids among {sorted(ids)}"
     for name, low, high in (("letterbox_value", 0, 255), ("score_threshold", 0, 1), ("iou_threshold", 0, 1)):
@@ -247,4 +252,4 @@ def _detector_problems(recipe: ExportRecipe) -> Problems:
 
 def _named(entry: object, keys: Iterable[str]) -> str:
     given = [key for key in keys if getattr(entry, key) is not None]
-    return " and ".join(given) if given else "neither of them"
+    return " and ".join(given) if given else "none of them"

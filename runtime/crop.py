@@ -181,7 +181,8 @@ def _warp_pixels(image: Image, warp: Array, intrinsics: Intrinsics, size_px: int
     grid = np.stack(np.meshgrid(np.arange(size_px), np.arange(size_px)), axis=-1).astype(np.float64)
     ideal = (grid - warp[:, 2]) / np.diag(warp)
     source = pixels_from_rays(distort(intrinsics.rays(ideal)[..., :2], intrinsics.distortion), intrinsics.K)
-    return np.asarray(cv2.remap(image, source.astype(np.float32), None, cv2.INTER_LINEAR, dst=out), np.uint8)
+    u, v = np.moveaxis(source.astype(np.float32), -1, 0)
+    return np.asarray(cv2.remap(image, u, v, cv2.INTER_LINEAR, dst=out), np.uint8)
 
 
 def _blank_outside(pixels: Image, warp: Array, box_xyxy_px: Array) -> None:

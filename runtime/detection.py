@@ -62,6 +62,14 @@ def checked_box(box_xyxy_px: npt.ArrayLike) -> Array:
     )
 
 
+def box_from_mask(mask: npt.NDArray[np.bool_]) -> Array:
+    """(4,) box around a mask (H, W): columns a..b give a - 0.5, b + 0.5. InputError for an empty mask."""
+    columns, rows = np.flatnonzero(mask.any(axis=0)), np.flatnonzero(mask.any(axis=1))
+    if not len(rows):
+        raise InputError("mask", got="no pixel", expected="a mask that is not empty", remedy="Drop this object.")
+    return np.array([columns[0] - 0.5, rows[0] - 0.5, columns[-1] + 0.5, rows[-1] + 0.5])
+
+
 def overlaps_image(box_xyxy_px: Array, width_px: int, height_px: int) -> bool:
     """Whether any pixel centre of the image lies in the box."""
     x0, y0, x1, y1 = box_xyxy_px

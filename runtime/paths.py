@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -83,8 +83,8 @@ class CorrespondencePath:
 
 
 def solved(
-    mask: npt.NDArray[np.generic],
-    coords_m: npt.NDArray[np.generic],
+    mask: npt.NDArray[Any],
+    coords_m: npt.NDArray[Any],
     K_crop: Array,
     crop_px: int,
     solver: SolverEntry,

@@ -10,7 +10,7 @@ import numpy.typing as npt
 
 from posekit.runtime.errors import BackendError, InputError
 from posekit.runtime.manifest import SolverEntry
-from posekit.runtime.pose import Array, Pose, nearest_rotation, rotation_from_rotvec
+from posekit.runtime.pose import Array, Pose, nearest_rotation
 
 RANSAC_CONFIDENCE = 0.999
 
@@ -63,9 +63,9 @@ def refined(pose: Pose, points_m: Array, pixels: Array, K: Array) -> Pose:
     """Levenberg-Marquardt on the reprojection error of the given pairs (OpenCV solvePnPRefineLM)."""
     import cv2
 
-    rotvec, t = cv2.Rodrigues(pose.R)[0], pose.t_m.reshape(3, 1).copy()
-    rotvec, t = cv2.solvePnPRefineLM(points_m, pixels, K, None, rotvec, t)
-    return Pose(rotation_from_rotvec(rotvec.ravel()), t.ravel())
+    start = cv2.Rodrigues(pose.R)[0], pose.t_m.reshape(3, 1).copy()
+    rotvec, t = cv2.solvePnPRefineLM(points_m, pixels, K, None, *start)
+    return Pose.from_rotvec(rotvec.ravel(), t.ravel())
 
 
 def _check(points_m: Array, pixels: Array, solver: SolverEntry) -> None:
@@ -105,7 +105,7 @@ def _opencv_ransac(flag_name: str) -> Method:
             return None
         inliers = np.zeros(len(X), dtype=bool)
         inliers[kept.ravel()] = True
-        return Pose(rotation_from_rotvec(rotvec.ravel()), t.ravel()), inliers
+        return Pose.from_rotvec(rotvec.ravel(), t.ravel()), inliers
 
     return solve
 

@@ -88,6 +88,30 @@ def root(
 
 
 @app.command()
+def demo(
+    folder: Annotated[Path, typer.Argument(help="Where to work.")] = Path("posekit-demo"),
+    json: AsJson = False,
+) -> None:
+    """Export the reference models, run them on rendered scenes, show poses, errors and latency."""
+    from posekit import render
+    from posekit.sequence import RunRequest, run_sequence
+
+    with render.stages() as update:
+        from posekit.export.pipeline import export_recipe
+        from posekit.export.recipe import recipe_from_toml
+        from posekit.export.reference.demo import write_demo
+
+        written = write_demo(folder, update)
+        report = export_recipe(recipe_from_toml(written.recipe), folder / "reference.posekit", update)
+    request = RunRequest(
+        report.path, str(written.scenes), results=folder / "poses.jsonl", overlays=folder / "overlays", score=True
+    )
+    with render.progress("estimating") as advance:
+        outcome = run_sequence(request, advance)
+    render.show_json(outcome) if json else render.show_demo(report, request, outcome)
+
+
+@app.command()
 def run(
     bundle: BundlePath,
     source: Annotated[

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, redirect_stdout
+from math import degrees
 from typing import TYPE_CHECKING, Any
 
 from posekit.runtime.errors import PosekitError
@@ -103,8 +104,8 @@ def export_summary(report: ExportReport) -> dict[str, Any]:
     }
 
 
-def show_export(report: ExportReport) -> None:
-    """Graphs with their parity, banks, the file, and what to try next."""
+def show_export(report: ExportReport, then: Sequence[str] | None = None) -> None:
+    """Graphs with their parity, banks, the file, and what to try next (`then`, if given)."""
     graphs = [
         (name, str(g.nodes), f"{g.size / BYTES_PER_MB:.1f}", f"{g.parity.worst:.1e}", g.parity.against)
         for name, g in report.graphs.items()
@@ -117,7 +118,8 @@ def show_export(report: ExportReport) -> None:
     _table("banks", ("name", "views", "descriptor", "MB"), banks)
     _line(f"wrote [bold]{report.path}[/], {report.size / BYTES_PER_MB:.1f} MB in {report.seconds:.1f} s")
     boxes = "" if report.manifest.detector else " --boxes BOXES.json"
-    _next([f"posekit inspect {report.path}", f"posekit run {report.path} FRAMES --camera CAM.json{boxes}"])
+    tips = [f"posekit inspect {report.path}", f"posekit run {report.path} FRAMES --camera CAM.json{boxes}"]
+    _next(tips if then is None else then)
 
 
 def bank_summary(request: BankRequest, built: BuiltBank) -> dict[str, Any]:
@@ -150,6 +152,29 @@ def show_run(request: RunRequest, outcome: RunOutcome) -> None:
     for path in outcome.written:
         _line(f"wrote [bold]{path}[/]")
     _next(_after_run(request, outcome))
+
+
+def show_demo(report: ExportReport, request: RunRequest, outcome: RunOutcome) -> None:
+    """The export, every pose with its error, and the run."""
+    show_export(report, then=[])
+    show_poses(outcome, {entry.id: entry.name for entry in report.manifest.objects})
+    show_run(request, outcome)
+
+
+def show_poses(outcome: RunOutcome, names: Mapping[int, str]) -> None:
+    """One row per true object: how far its estimate is off, or that there is none."""
+    rows = []
+    for entry in outcome.scores:
+        score, errors = entry.score, entry.score.errors
+        visible = "-" if score.visible_fraction is None else f"{score.visible_fraction:.0%}"
+        figures = (
+            (f"{degrees(errors.rotation_rad):.1f}", f"{errors.translation_m * 1e3:.1f}", f"{errors.add_m * 1e3:.1f}")
+            if errors
+            else ("not found", "-", "-")
+        )
+        rows.append((entry.frame, names[score.object_id], visible, *figures, "yes" if score.correct_add else "no"))
+    columns = ("frame", "object", "visible", "rot deg", "trans mm", "ADD mm", "within 0.1 d")
+    _table("poses against the truth", columns, rows)
 
 
 def show_bundle(manifest: Manifest, where: str) -> None:
@@ -196,7 +221,8 @@ def _show_accuracy(accuracy: Accuracy) -> None:
         "trans p50 mm",
         "boxes found",
     )
-    rows = [_accuracy_row(row) for row in (*accuracy.per_object, accuracy.total)]
+    summary = (accuracy.total, *((accuracy.unoccluded,) if accuracy.unoccluded else ()))
+    rows = [_accuracy_row(row) for row in (*accuracy.per_object, *summary)]
     _table("accuracy (recalls over all true objects, medians over found ones, symmetry-aware)", columns, rows)
 
 

@@ -27,7 +27,6 @@ from posekit.runtime.results import ResultsWriter, records_from
 from posekit.runtime.sources import Frame, frames_from
 
 Progress = Callable[[int, int | None], None]  # frames done, frames in all
-JPEG_QUALITY = 92
 
 
 @dataclass(frozen=True)
@@ -67,6 +66,14 @@ class Timing:
 
 
 @dataclass(frozen=True)
+class FrameScore:
+    """How one true object of one frame fared."""
+
+    frame: str
+    score: TruthScore
+
+
+@dataclass(frozen=True)
 class RunOutcome:
     """What `posekit run` did. timings: "frame" and each stage.   stopped: by the user, on a source without end."""
 
@@ -78,6 +85,7 @@ class RunOutcome:
     timings: dict[str, Timing]
     written: tuple[str, ...] = ()
     accuracy: Accuracy | None = None
+    scores: tuple[FrameScore, ...] = ()
     stopped: bool = False
 
 
@@ -113,7 +121,7 @@ def run_sequence(request: RunRequest, progress: Progress) -> RunOutcome:
         estimator = stack.enter_context(
             PoseEstimator(bundle, path=request.path, backend=request.backend, stage=profiler.stage)
         )
-        tally, scores = _Tally(), list[TruthScore]()
+        tally, scores = _Tally(), list[FrameScore]()
         sinks: list[Sink] = [tally.add]
         if request.overlays:
             sinks.append(_overlay_sink(bundle, request.overlays))
@@ -134,7 +142,8 @@ def run_sequence(request: RunRequest, progress: Progress) -> RunOutcome:
             n_estimates=tally.n_estimates,
             timings={name: _timing(times) for name, times in tally.times_s.items()},
             written=tuple(str(output) for output in outputs if output),
-            accuracy=accuracy_from(scores, names) if request.score else None,
+            accuracy=accuracy_from([s.score for s in scores], names) if request.score else None,
+            scores=tuple(scores),
             stopped=stopped,
         )
 
@@ -203,7 +212,7 @@ def _results_sink(writer: ResultsWriter) -> Sink:
     return lambda r: writer.write(records_from(r.frame, r.estimates, r.time_s, r.stages_s))
 
 
-def _score_sink(bundle: Bundle, estimator: PoseEstimator, scores: list[TruthScore]) -> Sink:
+def _score_sink(bundle: Bundle, estimator: PoseEstimator, scores: list[FrameScore]) -> Sink:
     objects = {e.id: scored_object(bundle, e) for e in bundle.manifest.objects if e.id in estimator.object_ids}
 
     def score(result: FrameResult) -> None:
@@ -214,7 +223,8 @@ def _score_sink(bundle: Bundle, estimator: PoseEstimator, scores: list[TruthScor
                 expected="a BOP data set with scene_gt.json",
                 remedy="Leave --gt out.",
             )
-        scores.extend(image_scores(result.frame.truth, result.estimates, objects, result.frame.intrinsics))
+        found = image_scores(result.frame.truth, result.estimates, objects, result.frame.intrinsics)
+        scores.extend(FrameScore(result.frame.name, score) for score in found)
 
     return score
 
@@ -235,15 +245,15 @@ def _overlay_sink(bundle: Bundle, folder: Path) -> Sink:
         drawings = _truth_drawings(result.frame, outlines) + _drawings(result.estimates, outlines, names)
         image = draw_poses(result.frame.image_rgb_u8, result.frame.intrinsics, drawings)
         bgr = cv2.cvtColor(image, cv2.COLOR_RGB2BGR)
-        _, encoded = cv2.imencode(".jpg", bgr, [cv2.IMWRITE_JPEG_QUALITY, JPEG_QUALITY])
-        write_whole(folder / f"{overlay_stem(result.frame.name)}.jpg", encoded.tobytes())
+        _, encoded = cv2.imencode(".png", bgr)
+        write_whole(folder / f"{overlay_stem(result.frame.name)}.png", encoded.tobytes())
 
     return draw
 
 
 def overlay_stem(frame_name: str) -> str:
     """A frame's name as a file's: clip.mp4#000012 -> clip.mp4_000012."""
-    return frame_name.replace("/", "_").replace("#", "_")
+    return frame_name.replace("/", "_").replace("#", "_").removesuffix(".png")
 
 
 def _drawings(

@@ -18,7 +18,19 @@ MAY_IMPORT: dict[str, set[str]] = {
     "export": {"runtime", "calibration"},
     "sdk": {"runtime", "calibration", "export", "benchmarks"},
 }
-HEAVY = {"torch", "onnx", "onnxruntime", "openvino", "tensorrt", "cv2", "scipy", "trimesh", "safetensors", "typer", "rich"}
+HEAVY = {
+    "torch",
+    "onnx",
+    "onnxruntime",
+    "openvino",
+    "tensorrt",
+    "cv2",
+    "scipy",
+    "trimesh",
+    "safetensors",
+    "typer",
+    "rich",
+}
 DOORS = {
     "torch": {"export"},
     "onnx": {"export", "calibration"},

@@ -43,8 +43,12 @@ def test_typing_links() -> None:
     assert {p.name: p.resolve() for p in links.iterdir() if p.name != "__pycache__"} == want
 
 
-@pytest.mark.parametrize("word", ["utils", "helpers", "misc", "common", "manager", "handler", "process", "data", "info"])
+@pytest.mark.parametrize(
+    "word", ["utils", "helpers", "misc", "common", "manager", "handler", "process", "data", "info"]
+)
 def test_no_attic(word: str) -> None:
     for folder in FOLDERS.values():
-        names = {p.stem for p in (ROOT / folder).rglob("*.py")} | {p.name for p in (ROOT / folder).rglob("*") if p.is_dir()}
+        names = {p.stem for p in (ROOT / folder).rglob("*.py")} | {
+            p.name for p in (ROOT / folder).rglob("*") if p.is_dir()
+        }
         assert word not in names

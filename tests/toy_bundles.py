@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnx
@@ -43,12 +44,12 @@ def graph_bytes(
     **constants: np.ndarray,
 ) -> bytes:
     """An ONNX file of a few nodes."""
-    values = [
+    feeds, results = (
         [helper.make_tensor_value_info(s.name, TYPES[s.dtype], list(s.shape)) for s in specs]
         for specs in (inputs, outputs)
-    ]
+    )
     initialisers = [onnx.numpy_helper.from_array(value, name) for name, value in constants.items()]
-    graph = helper.make_graph(nodes, "toy", *values, initialisers)
+    graph = helper.make_graph(nodes, "toy", feeds, results, initialisers)
     model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 19)], ir_version=9)
     onnx.checker.check_model(model)
     return bytes(model.SerializeToString())
@@ -143,7 +144,7 @@ def _entry(role: Role, member: str, inputs: tuple[TensorSpec, ...], outputs: tup
     return GraphEntry(role, {"fp32": member}, inputs, outputs)
 
 
-def bank_bytes(embedder_sha256: str, crop: CropPreset = CROP, object_id: int = 1, **changes: np.ndarray) -> bytes:
+def bank_bytes(embedder_sha256: str, crop: CropPreset = CROP, object_id: int = 1, **changes: Any) -> bytes:
     """A bank of six plain colours; view i is turned by 60 i degrees about z, one metre away, in a 21 px box."""
     n = len(COLOURS)
     angles = np.arange(n) * np.pi / 3

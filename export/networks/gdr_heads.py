@@ -118,3 +118,9 @@ def of_label(maps: Tensor, label: Tensor | None, n_objects: int) -> Tensor:
     hot = (label.view(-1, 1) == torch.arange(n_objects, device=maps.device)).to(maps.dtype)
     split = maps.view(-1, n_objects, channels // n_objects, height, width)
     return (split * hot.view(-1, n_objects, 1, 1, 1)).sum(dim=1)
+
+
+def score_of_mask(mask: Tensor) -> Tensor:
+    """Mean probability over the cells that the mask claims; 0 where it claims none. (B, 1, h, w) -> (B,)."""
+    claimed = (mask > 0.5).to(mask.dtype)
+    return (mask * claimed).sum(dim=(1, 2, 3)) / claimed.sum(dim=(1, 2, 3)).clamp(min=1.0)

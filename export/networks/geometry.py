@@ -92,6 +92,14 @@ def _columns(K: Tensor) -> tuple[Tensor, ...]:
     return tuple(flat[:, i : i + 1] for i in (0, 1, 2, 4, 5))
 
 
+def pose_from_site(
+    r6: Tensor, site: Tensor, box: Tensor, warp: Tensor, K: Tensor, crop_size_px: int, grid_px: int = 64
+) -> tuple[Tensor, Tensor]:
+    """What a regressor says, r6 (B, 6) allocentric and site (B, 3) -> R (B, 3, 3) egocentric, t (B, 3), metres."""
+    t = translation_from_site(site, box, warp, K, crop_size_px, grid_px)
+    return ego_from_allo(rotation_from_6d(r6), t), t
+
+
 def _zoom(warp: Tensor, crop_size_px: int, grid_px: int) -> Tensor:
     """r = grid / s with s = crop_size / scale, the crop's side in image pixels; (B, 1)."""
     return _promoted(warp).flatten(1)[:, :1] * (grid_px / crop_size_px)

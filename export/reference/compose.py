@@ -16,9 +16,10 @@ import numpy as np
 import numpy.typing as npt
 
 from posekit.export.reference.objects import ReferenceObject, reference_objects
-from posekit.export.render import DISPLAY_GAMMA, encoded, headlight
 from posekit.export.reference.views import REFERENCE_CAMERA, ViewSet, read_views
+from posekit.export.render import DISPLAY_GAMMA, encoded, headlight
 from posekit.runtime.crop import CropPreset, crop
+from posekit.runtime.detection import box_from_mask
 from posekit.runtime.intrinsics import Intrinsics
 from posekit.runtime.pose import Array, Pose, rotation_from_rotvec
 
@@ -139,7 +140,7 @@ def _cut(
     centre = turn @ ((box0[:2] + box0[2:]) / 2 - principal) + principal
     middle = corner + (coords_m.shape[0] - 1) / 2
     shift = middle - scale * centre
-    box = jittered(mask_box(visible), jitter, rng)
+    box = jittered(box_from_mask(visible), jitter, rng)
     camera = Intrinsics(np.array([[scale, 0, shift[0]], [0, scale, shift[1]], [0, 0, 1.0]]) @ K, CANVAS_PX, CANVAS_PX)
     one = crop(image, box, camera, preset)
     cells = (np.arange(grid) + 0.5) * preset.size_px / grid - 0.5
@@ -226,7 +227,7 @@ class _Canvas:
 
     def __init__(self, rgb: Rgb) -> None:
         self.rgb = rgb
-        self.owner = np.zeros(rgb.shape[:2], dtype=np.int32)
+        self.owner: npt.NDArray[np.int32] = np.zeros(rgb.shape[:2], dtype=np.int32)
 
     def paste(self, rgb: Rgb, mask: Mask, x: int, y: int, owner: int) -> None:
         """Top-left corner of the sprite at column x, row y; what is outside falls off."""
@@ -253,12 +254,6 @@ def _occlude(canvas: _Canvas, views: Views, rng: np.random.Generator) -> None:
         canvas.paste(np.asarray(rgb, np.uint8), mask, x, y, owner=2)
         if (canvas.owner == 1).sum() < MIN_VISIBLE * (before[1] == 1).sum():
             canvas.rgb, canvas.owner = before
-
-
-def mask_box(mask: Mask) -> Array:
-    """Box around a mask, pixel centres at integers."""
-    rows, columns = np.flatnonzero(mask.any(axis=1)), np.flatnonzero(mask.any(axis=0))
-    return np.array([columns[0] - 0.5, rows[0] - 0.5, columns[-1] + 0.5, rows[-1] + 0.5])
 
 
 def jittered(box_xyxy_px: Array, jitter: Jitter, rng: np.random.Generator) -> Array:
@@ -328,9 +323,9 @@ def photographed(rgb: Rgb, rng: np.random.Generator) -> Rgb:
     ]
     image = np.asarray(cv2.LUT(image, np.stack(curves, axis=-1).astype(np.uint8)[None]), np.uint8)
     if rng.random() < 0.8:
-        noise: npt.NDArray[Any] = np.empty(image.shape, np.int16)
+        noise: npt.NDArray[np.int16] = np.empty(image.shape, np.int16)
         cv2.setRNGSeed(int(rng.integers(2**31)))
-        cv2.randn(noise, (0.0, 0.0, 0.0), (float(rng.uniform(1, 12)),) * 3)
+        cv2.randn(noise, np.zeros(3), np.full(3, rng.uniform(1, 12)))
         image = np.asarray(cv2.add(image, noise, dtype=cv2.CV_8U), np.uint8)
     if rng.random() < 0.2:
         coded = cv2.imencode(".jpg", image, [cv2.IMWRITE_JPEG_QUALITY, int(rng.integers(40, 95))])[1]

@@ -38,6 +38,7 @@ from posekit.export.render import (
     ray_map,
     shaded_linear,
 )
+from posekit.runtime.detection import box_from_mask
 from posekit.runtime.errors import OutputError
 from posekit.runtime.intrinsics import Intrinsics
 from posekit.runtime.pose import Array, Pose, rotation_about_ray
@@ -126,14 +127,8 @@ def _scene_object(renderer: Renderer, layout: Layout, k: int, seen: Rendering) -
     alone = renderer.render([(object_id, pose)], Intrinsics(K, int(size[0]), int(size[1])))
     silhouette = int(alone.mask.sum())
     visible = seen.object_index == k
-    box = box_of_mask(visible) if visible.any() else np.full(4, np.nan)
+    box = box_from_mask(visible) if visible.any() else np.full(4, np.nan)
     return SceneObject(object_id, pose, box, amodal, float(visible.sum()) / max(silhouette, 1), silhouette)
-
-
-def box_of_mask(mask: npt.NDArray[np.bool_]) -> Array:
-    """(4,) x0 y0 x1 y1 of a mask that is not empty: columns a..b give a - 0.5, b + 0.5."""
-    columns, rows = np.flatnonzero(mask.any(axis=0)), np.flatnonzero(mask.any(axis=1))
-    return np.array([columns[0] - 0.5, rows[0] - 0.5, columns[-1] + 0.5, rows[-1] + 0.5])
 
 
 # Light

@@ -6,9 +6,8 @@ Stop it at any time; the same command goes on.
 
 from __future__ import annotations
 
-import argparse
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -17,13 +16,14 @@ import numpy as np
 import numpy.typing as npt
 import torch
 from torch import Tensor, nn
-from torch.utils.data import DataLoader, IterableDataset, get_worker_info
+from torch.utils.data import IterableDataset
 
 from posekit.export.networks.anchor_free import AnchorFree
-from posekit.export.reference.compose import Mask, Rgb, Views, background, lit_sprite, mask_box, photographed
-from posekit.export.reference.training import Batch, Plan, device_named, save_weights, train
+from posekit.export.reference.compose import Mask, Rgb, Views, background, lit_sprite, photographed
+from posekit.export.reference.training import Batch, Plan, loader_of, options_from, save_weights, train, worker_rng
 from posekit.export.reference.views import REFERENCE_CAMERA, ViewSet
 from posekit.export.systems.anchor_free import DetectionTarget, detection_losses
+from posekit.runtime.detection import box_from_mask
 from posekit.runtime.detector import iou
 
 INPUT_WH_PX = (320, 240)  # half the reference camera
@@ -114,7 +114,7 @@ def _truth(
         share = np.count_nonzero(visible) / max(whole, 1)
         if label < 0 or share < IGNORED or row == MAX_THINGS:
             continue
-        boxes[row] = mask_box(visible) + 0.5
+        boxes[row] = box_from_mask(visible) + 0.5
         kept[row], ignored[row] = label, share < WANTED
         row += 1
     return boxes, kept, ignored
@@ -127,9 +127,7 @@ class Scenes(IterableDataset[Batch]):
         self.views, self.plan = views, plan
 
     def __iter__(self) -> Iterator[Batch]:
-        cv2.setNumThreads(1)
-        worker = get_worker_info()
-        rng = np.random.default_rng([self.plan.seed, worker.id if worker else 0, int(torch.initial_seed() % 2**31)])
+        rng = worker_rng(self.plan.seed)
         views = Views.read(self.views)
         while True:
             yield batch_of([training_scene(views, rng) for _ in range(self.plan.batch)])
@@ -191,26 +189,14 @@ def _judged(
 
 
 def main(arguments: list[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(prog="python -m posekit.export.reference.train_detector", description=__doc__)
-    parser.add_argument("--views", type=Path, required=True)
-    parser.add_argument("--out", type=Path, required=True)
-    parser.add_argument("--steps", type=int, default=6000)
-    parser.add_argument("--batch", type=int, default=16)
-    parser.add_argument("--workers", type=int, default=1)
-    parser.add_argument("--device", default="auto")
-    parser.add_argument("--threads", type=int, default=1)
-    options = parser.parse_args(arguments)
-    plan = replace(Plan(options.steps), batch=options.batch)
-    device = device_named(options.device, options.threads)
+    options = options_from("posekit.export.reference.train_detector", __doc__, 6000, 16, arguments)
     views = Views.read(options.views)
-    torch.manual_seed(plan.seed)
     network = AnchorFree(classes=len(views.objects), input_wh_px=INPUT_WH_PX)
-    torch.seed()  # a resumed run must not draw the first run's pictures again
-    loader = DataLoader(Scenes(options.views, plan), batch_size=None, num_workers=options.workers, prefetch_factor=4)
-    train(network, losses_of, loader, options.out, plan, device)
+    loader = loader_of(Scenes(options.views, options.plan), options.workers)
+    train(network, losses_of, loader, options.out, options.plan, options.device)
     facts = {"object_ids": str([s.object_id for s in views.objects]), "views": str(len(views.objects[0]))}
     weights = options.out / "anchor_free.safetensors"
-    save_weights(network, weights, plan, facts | held_out_figures(network, views))
+    save_weights(network, weights, options.plan, facts | held_out_figures(network, views))
     print(f"wrote {weights}")
 
 

@@ -8,17 +8,16 @@ Usage: python -m posekit.export.reference.train_embedder --views DIR --out runs/
 
 from __future__ import annotations
 
-import argparse
-from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import cv2
 import numpy as np
+import numpy.typing as npt
 import torch
 from torch import Tensor, nn
-from torch.utils.data import DataLoader, IterableDataset, get_worker_info
+from torch.utils.data import IterableDataset
 
 from posekit.export.bank import place_weights
 from posekit.export.losses import template_infonce
@@ -27,15 +26,15 @@ from posekit.export.reference.compose import (
     TrainingCrop,
     Views,
     label_object,
-    mask_box,
     template_sprite,
     training_crop,
     turned,
 )
-from posekit.export.reference.training import Batch, Plan, device_named, save_weights, train
+from posekit.export.reference.training import Batch, Plan, loader_of, options_from, save_weights, train, worker_rng
 from posekit.export.reference.views import ViewSet
 from posekit.export.systems.template_pose import TemplatePose
 from posekit.runtime.crop import CropPreset, Image, crop
+from posekit.runtime.detection import box_from_mask
 from posekit.runtime.intrinsics import Intrinsics
 from posekit.runtime.pose import Array, Pose, allo_from_ego, rotation_angle_rad, rotation_from_rotvec
 
@@ -65,7 +64,7 @@ class Allocentric:
             R = R @ np.stack([rotation_from_rotvec([0, 0, a]) for a in angle])
         return Allocentric(R, -R[:, 2])
 
-    def near(self, i: int, low_rad: float, high_rad: float) -> np.ndarray:
+    def near(self, i: int, low_rad: float, high_rad: float) -> npt.NDArray[np.int64]:
         """Views whose direction is so far from that of view i."""
         apart = np.arccos(np.clip(self.direction @ self.direction[i], -1, 1))
         return np.flatnonzero((apart >= low_rad) & (apart <= high_rad))
@@ -78,9 +77,7 @@ class Pairs(IterableDataset[Batch]):
         self.views, self.grid, self.plan = views, grid, plan
 
     def __iter__(self) -> Iterator[Batch]:
-        cv2.setNumThreads(1)
-        worker = get_worker_info()
-        rng = np.random.default_rng([self.plan.seed, worker.id if worker else 0, int(torch.initial_seed() % 2**31)])
+        rng = worker_rng(self.plan.seed)
         views = Views.read(self.views)
         looks = [Allocentric.of(view_set) for view_set in (*views.objects, views.clutter)]
         while True:
@@ -93,6 +90,7 @@ def _batch(views: Views, looks: list[Allocentric], grid: int, count: int, rng: n
         label = len(views.objects) if rng.random() < CLUTTER_SHARE else int(rng.integers(len(views.objects)))
         first = training_crop(views, CROP, grid, rng, label=label)
         queries.append(first)
+        around: Sequence[int] | npt.NDArray[np.int64]
         around = looks[label].near(first.view, np.radians(10), np.radians(50)) if label < len(views.objects) else []
         for view in rng.permutation(around)[: GROUP - 1]:
             queries.append(training_crop(views, CROP, grid, rng, label=label, view=int(view)))
@@ -120,7 +118,7 @@ def _template(
     sprite = turned(template_sprite(view_set, view), angle)
     size = sprite.mask.shape[0]
     camera = Intrinsics(np.array([[600.0, 0, size / 2], [0, 600, size / 2], [0, 0, 1]]), size, size)
-    one = crop(sprite.rgb * sprite.mask[..., None], mask_box(sprite.mask), camera, CROP)
+    one = crop(sprite.rgb * sprite.mask[..., None], box_from_mask(sprite.mask), camera, CROP)
     mask = place_weights(sprite.mask, one.warp, CROP.size_px, grid * grid) > 0
     return one.pixels, mask.astype(np.float32), Pose.from_rotvec([0, 0, angle]).R @ looks.R[view]
 
@@ -151,25 +149,13 @@ class Losses:
 
 
 def main(arguments: list[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(prog="python -m posekit.export.reference.train_embedder", description=__doc__)
-    parser.add_argument("--views", type=Path, required=True)
-    parser.add_argument("--out", type=Path, required=True)
-    parser.add_argument("--steps", type=int, default=5000)
-    parser.add_argument("--batch", type=int, default=24)
-    parser.add_argument("--workers", type=int, default=1)
-    parser.add_argument("--device", default="auto")
-    parser.add_argument("--threads", type=int, default=1)
-    options = parser.parse_args(arguments)
-    plan = replace(Plan(options.steps), batch=options.batch)
-    device = device_named(options.device, options.threads)
-    torch.manual_seed(plan.seed)
+    options = options_from("posekit.export.reference.train_embedder", __doc__, 5000, 24, arguments)
     network = TemplatePose(**OPTIONS)
-    torch.seed()  # a resumed run must not draw the first run's examples again
-    pairs = Pairs(options.views, network.grid(CROP.size_px), plan)
-    loader = DataLoader(pairs, batch_size=None, num_workers=options.workers, prefetch_factor=4)
-    trained = train(network, Losses(device), loader, options.out, plan, device)
+    loader = loader_of(Pairs(options.views, network.grid(CROP.size_px), options.plan), options.workers)
+    trained = train(network, Losses(options.device), loader, options.out, options.plan, options.device)
     weights = options.out / "embedder.safetensors"
-    save_weights(trained, weights, plan, {"views": str(len(Views.read(options.views).objects[0]))})
+    views = Views.read(options.views)
+    save_weights(trained, weights, options.plan, {"views": str(len(views.objects[0]))})
     print(f"wrote {weights}")
 
 

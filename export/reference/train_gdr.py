@@ -6,23 +6,20 @@ Stop it at any time; the same command goes on.
 
 from __future__ import annotations
 
-import argparse
 from collections.abc import Iterator
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import cv2
 import numpy as np
 import torch
 from torch import Tensor, nn
-from torch.utils.data import DataLoader, IterableDataset, get_worker_info
+from torch.utils.data import IterableDataset
 
 from posekit.export.networks.entrance import Entrance
 from posekit.export.networks.gdr_heads import image_coordinates
 from posekit.export.networks.geometry import allo_from_ego, rotation_from_6d, site_from_translation
 from posekit.export.reference.compose import TrainingCrop, Views, label_object, training_crop
-from posekit.export.reference.training import Batch, Plan, device_named, save_weights, train
+from posekit.export.reference.training import Batch, Plan, loader_of, options_from, save_weights, train, worker_rng
 from posekit.export.reference.views import REFERENCE_CAMERA
 from posekit.export.systems.gdr_net import GdrNet, GdrTarget, gdr_losses
 from posekit.runtime.crop import CropPreset
@@ -50,9 +47,7 @@ class Examples(IterableDataset[Batch]):
         self.views, self.grid, self.plan = views, grid, plan
 
     def __iter__(self) -> Iterator[Batch]:
-        cv2.setNumThreads(1)
-        worker = get_worker_info()
-        rng = np.random.default_rng([self.plan.seed, worker.id if worker else 0, int(torch.initial_seed() % 2**31)])
+        rng = worker_rng(self.plan.seed)
         views = Views.read(self.views)
         while True:
             yield batch_of([training_crop(views, CROP, self.grid, rng) for _ in range(self.plan.batch)], views)
@@ -110,29 +105,14 @@ class Losses:
 
 
 def main(arguments: list[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(prog="python -m posekit.export.reference.train_gdr", description=__doc__)
-    parser.add_argument("--views", type=Path, required=True)
-    parser.add_argument("--out", type=Path, required=True)
-    parser.add_argument("--steps", type=int, default=6000)
-    parser.add_argument("--batch", type=int, default=32)
-    parser.add_argument("--workers", type=int, default=1)
-    parser.add_argument("--device", default="auto")
-    parser.add_argument("--threads", type=int, default=1)
-    options = parser.parse_args(arguments)
-    plan = replace(Plan(options.steps), batch=options.batch)
-    device = device_named(options.device, options.threads)
-    torch.manual_seed(plan.seed)
+    options = options_from("posekit.export.reference.train_gdr", __doc__, 9000, 32, arguments)
     network = GdrNet(**OPTIONS)
-    torch.seed()  # a resumed run must not draw the first run's examples again
-    loader = DataLoader(
-        Examples(options.views, network.grid, plan), batch_size=None, num_workers=options.workers, prefetch_factor=4
-    )
-    object_ids = [s.object_id for s in Views.read(options.views).objects]
-    trained = train(network, Losses(object_ids, device), loader, options.out, plan, device)
+    views = Views.read(options.views)
+    object_ids = [s.object_id for s in views.objects]
+    loader = loader_of(Examples(options.views, network.grid, options.plan), options.workers)
+    trained = train(network, Losses(object_ids, options.device), loader, options.out, options.plan, options.device)
     weights = options.out / "gdr_net.safetensors"
-    save_weights(
-        trained, weights, plan, {"object_ids": str(object_ids), "views": str(len(Views.read(options.views).objects[0]))}
-    )
+    save_weights(trained, weights, options.plan, {"object_ids": str(object_ids), "views": str(len(views.objects[0]))})
     print(f"wrote {weights}")
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import json
 import os
 import platform
@@ -12,8 +13,11 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+import cv2
+import numpy as np
 import torch
 from torch import Tensor, nn
+from torch.utils.data import DataLoader, IterableDataset, get_worker_info
 
 Batch = dict[str, Tensor]
 WARM_UP_STEPS = 200
@@ -30,6 +34,48 @@ class Plan:
     weight_decay: float = 1e-2
     ema: float = 0.999
     seed: int = 0
+
+
+@dataclass(frozen=True)
+class Options:
+    """What every training is asked on the command line."""
+
+    views: Path
+    out: Path
+    plan: Plan
+    workers: int
+    device: torch.device
+
+
+def options_from(module: str, about: str | None, steps: int, batch: int, arguments: list[str] | None) -> Options:
+    """Parse; seeds torch for the network that is made next. steps, batch: the defaults."""
+    parser = argparse.ArgumentParser(
+        prog=f"python -m {module}", description=about, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--views", type=Path, required=True, help="view bank (posekit.export.reference.views)")
+    parser.add_argument("--out", type=Path, required=True, help="folder for state, log and weights")
+    parser.add_argument("--steps", type=int, default=steps, help="in all, over resumed runs")
+    parser.add_argument("--batch", type=int, default=batch)
+    parser.add_argument("--workers", type=int, default=1, help="processes that compose pictures")
+    parser.add_argument("--threads", type=int, default=1, help="of the network; more than free cores is slower")
+    parser.add_argument("--device", default="auto", help="auto, cpu, cuda")
+    given = parser.parse_args(arguments)
+    plan = Plan(given.steps, batch=given.batch)
+    torch.manual_seed(plan.seed)
+    return Options(given.views, given.out, plan, given.workers, device_named(given.device, given.threads))
+
+
+def loader_of(examples: IterableDataset[Batch], workers: int) -> DataLoader[Batch]:
+    """Batches made in the background. Not seeded: a resumed run must not draw the first run's examples again."""
+    torch.seed()
+    return DataLoader(examples, batch_size=None, num_workers=workers, prefetch_factor=4 if workers else None)
+
+
+def worker_rng(seed: int) -> np.random.Generator:
+    """A generator of one's own for each worker of each run; cv2 stays on its one core."""
+    cv2.setNumThreads(1)
+    worker = get_worker_info()
+    return np.random.default_rng([seed, worker.id if worker else 0, int(torch.initial_seed() % 2**31)])
 
 
 def device_named(name: str, threads: int = 1) -> torch.device:

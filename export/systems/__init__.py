@@ -72,7 +72,10 @@ def system_named(name: str) -> System:
     """The system of that name. RecipeError lists the known ones."""
     if name not in SYSTEMS:
         raise RecipeError(
-            "system", got=repr(name), expected=f"one of {', '.join(SYSTEMS)}", remedy='Or give network = "module:factory".'
+            "system",
+            got=repr(name),
+            expected=f"one of {', '.join(SYSTEMS)}",
+            remedy='Or give network = "module:factory".',
         )
     system = import_module(SYSTEMS[name]).SYSTEM
     assert isinstance(system, System)

@@ -15,8 +15,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from posekit.export.networks.entrance import Entrance
-from posekit.export.networks.gdr_heads import DenseHead, PatchPnP, image_coordinates, of_label
-from posekit.export.networks.geometry import ego_from_allo, rotation_from_6d, translation_from_site
+from posekit.export.networks.gdr_heads import DenseHead, PatchPnP, image_coordinates, of_label, score_of_mask
+from posekit.export.networks.geometry import pose_from_site
 from posekit.export.networks.resnet import resnet
 from posekit.export.systems import GraphSource, PathPlan, System
 from posekit.runtime.crop import PRESETS, CropPreset
@@ -82,12 +82,6 @@ class GdrNet(nn.Module):
         return r6, site
 
 
-def score_of_mask(mask: Tensor) -> Tensor:
-    """Mean probability over the cells that the mask claims; 0 where it claims none. (B, 1, h, w) -> (B,)."""
-    claimed = (mask > 0.5).to(mask.dtype)
-    return (mask * claimed).sum(dim=(1, 2, 3)) / claimed.sum(dim=(1, 2, 3)).clamp(min=1.0)
-
-
 class _Pose(nn.Module):
     """The "pose" graph: crops and geometry -> R, t (egocentric, metres), score."""
 
@@ -109,8 +103,7 @@ class _Pose(nn.Module):
         maps = net.maps(self.entrance(crops), label)
         coord2d = image_coordinates(warp, image_wh, net.crop_size_px, net.grid)
         r6, site = net.regress(maps, coord2d, bbox_m[:, 1] - bbox_m[:, 0])
-        t = translation_from_site(site.float(), box, warp, K, net.crop_size_px, net.grid)
-        R = ego_from_allo(rotation_from_6d(r6.float()), t)
+        R, t = pose_from_site(r6, site, box, warp, K, net.crop_size_px, net.grid)
         return R, t, score_of_mask(torch.sigmoid(maps.mask_logit))
 
 

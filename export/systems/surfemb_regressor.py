@@ -16,12 +16,11 @@ import torch
 from torch import Tensor, nn
 
 from posekit.export.networks.entrance import Entrance
-from posekit.export.networks.gdr_heads import image_coordinates, of_label
-from posekit.export.networks.geometry import ego_from_allo, rotation_from_6d, translation_from_site
+from posekit.export.networks.gdr_heads import image_coordinates, of_label, score_of_mask
+from posekit.export.networks.geometry import pose_from_site
 from posekit.export.networks.patch_pnp import TRUNK_WIDTHS, QueryPnP
 from posekit.export.networks.unet import DECODER_WIDTHS, QueryNet
 from posekit.export.systems import GraphSource, PathPlan, System
-from posekit.export.systems.gdr_net import score_of_mask
 from posekit.runtime.crop import PRESETS, CropPreset
 from posekit.runtime.errors import RecipeError
 from posekit.runtime.tensor import TensorSpec
@@ -72,31 +71,18 @@ class SurfEmbRegressor(nn.Module):
         return of_label(numbers[:, :, None, None], label, self.n_objects).flatten(1)
 
 
-class PoseDecoder(nn.Module):
-    """r6 (B, 6) allocentric and site (B, 3) -> R (B, 3, 3) egocentric, t (B, 3) metres."""
-
-    def __init__(self, crop_size_px: int) -> None:
-        super().__init__()
-        self.crop_size_px = crop_size_px
-
-    def forward(self, r6: Tensor, site: Tensor, box: Tensor, warp: Tensor, K: Tensor) -> tuple[Tensor, Tensor]:
-        t = translation_from_site(site, box, warp, K, self.crop_size_px, SITE_GRID_PX)
-        return ego_from_allo(rotation_from_6d(r6), t), t
-
-
 class _Pose(nn.Module):
     """The "pose" graph: crops and geometry -> R, t (egocentric, metres), score."""
 
     def __init__(self, network: SurfEmbRegressor) -> None:
         super().__init__()
         self.entrance, self.network = Entrance(), network
-        self.decoder = PoseDecoder(network.crop_size_px)
 
     def forward(
         self, crops: Tensor, box: Tensor, warp: Tensor, K: Tensor, image_wh: Tensor, label: Tensor | None = None
     ) -> tuple[Tensor, Tensor, Tensor]:
         mask_logit, _, r6, site = self.network(self.entrance(crops), warp, image_wh, label)
-        R, t = self.decoder(r6, site, box, warp, K)
+        R, t = pose_from_site(r6, site, box, warp, K, self.network.crop_size_px, SITE_GRID_PX)
         return R, t, score_of_mask(torch.sigmoid(mask_logit.float()))
 
 

@@ -12,13 +12,22 @@ import pytest
 import trimesh
 
 from posekit.export import bank
-from posekit.export.bank import BATCH, bank_rotations, build_bank, grid_side, mask_box, place_weights, template_camera
+from posekit.export.bank import (
+    BATCH,
+    bank_rotations,
+    build_bank,
+    grid_side,
+    place_weights,
+    template_box,
+    template_camera,
+)
 from posekit.export.mesh import ObjectModel, model_from_arrays
 from posekit.export.recipe import BankRecipe
 from posekit.export.render import Renderer, headlight, shade
 from posekit.runtime.bank import TemplateBank, bank_from_bytes, check_bank_fits
 from posekit.runtime.crop import CropPreset, crop, crop_warp
 from posekit.runtime.decode import pose_from_template
+from posekit.runtime.detection import box_from_mask
 from posekit.runtime.errors import ExportError, OutputError
 from posekit.runtime.intrinsics import Intrinsics
 from posekit.runtime.pose import Pose, rotation_angle_rad, rotation_from_rotvec
@@ -100,7 +109,7 @@ def test_every_view_finds_itself_and_another_camera_gets_the_pose(model: ObjectM
     for i in range(0, toy.R.shape[0], 11):
         truth = Pose(toy.R[i], np.array([0.0, 0.0, 0.7]))
         rendering = renderer.render([(7, truth)], camera)
-        cut = crop(shade(rendering, headlight()), mask_box(rendering.mask, "test"), camera, PRESET)
+        cut = crop(shade(rendering, headlight()), box_from_mask(rendering.mask), camera, PRESET)
         best = int(np.argmax(scores(toy, cut.pixels)))
         found = pose_from_template(toy.R[best], cut.box_xyxy_px, camera.K, toy.box_xyxy_px[best], toy.K, toy.t_m[best])
         errors.append((rotation_angle_rad(found.R, truth.R), np.linalg.norm(found.t_m - truth.t_m)))
@@ -190,10 +199,10 @@ def test_a_camera_inside_the_object_is_refused(model: ObjectModel) -> None:
 
 def test_a_picture_that_shows_nothing_is_refused() -> None:
     with pytest.raises(ExportError, match="view 3"):
-        mask_box(np.zeros((4, 4), bool), "view 3")
+        template_box(np.zeros((4, 4), bool), "view 3")
     mask = np.zeros((6, 8), bool)
     mask[2:4, 3:8] = True
-    np.testing.assert_array_equal(mask_box(mask, "view"), [2.5, 1.5, 7.5, 3.5])
+    np.testing.assert_array_equal(template_box(mask, "view"), [2.5, 1.5, 7.5, 3.5])
 
 
 @pytest.mark.parametrize("places", [2, 63, 200])

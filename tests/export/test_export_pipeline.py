@@ -16,7 +16,6 @@ from onnx import helper, numpy_helper
 from safetensors.torch import save_file
 
 from posekit.export import pipeline
-from posekit.export.bank import mask_box
 from posekit.export.mesh import read_mesh
 from posekit.export.pipeline import ExportReport, built_network, export_recipe
 from posekit.export.recipe import ExportRecipe, recipe_from_toml
@@ -24,7 +23,7 @@ from posekit.export.render import Renderer, headlight, shade
 from posekit.runtime.backends import open_session
 from posekit.runtime.bundle import Bundle
 from posekit.runtime.crop import PRESETS
-from posekit.runtime.detection import Detection
+from posekit.runtime.detection import Detection, box_from_mask
 from posekit.runtime.errors import CheckpointError, MeshError, OutputError, PosekitError, RecipeError
 from posekit.runtime.estimator import PoseEstimator
 from posekit.runtime.intrinsics import Intrinsics
@@ -191,7 +190,7 @@ def test_the_bundle_estimates_poses(exported: ExportReport, folder: Path) -> Non
         for i in range(0, 168, 21):
             truth = Pose(bank["R"][i], np.array([0.0, 0.0, 0.8]))
             rendering = Renderer({4: model}).render([(4, truth)], CAMERA)
-            detection = Detection(4, 1.0, mask_box(rendering.mask, "test"))
+            detection = Detection(4, 1.0, box_from_mask(rendering.mask))
             (estimate,) = estimator.estimate(shade(rendering, headlight()), CAMERA, [detection])
             errors.append(
                 (
@@ -217,7 +216,7 @@ def test_every_role_in_one_bundle(folder: Path) -> None:
     model = read_mesh(folder / "brick.ply", "mm")
     truth = Pose(np.eye(3), np.array([0.05, -0.02, 0.7]))
     rendering = Renderer({4: model}).render([(4, truth)], CAMERA)
-    detection = Detection(4, 1.0, mask_box(rendering.mask, "test"))
+    detection = Detection(4, 1.0, box_from_mask(rendering.mask))
     image = shade(rendering, headlight())
     with Bundle(report.path) as bundle:
         with PoseEstimator(bundle) as estimator:

@@ -12,12 +12,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from posekit.export.networks.gdr_heads import image_coordinates, of_label
+from posekit.export.networks.gdr_heads import image_coordinates, of_label, score_of_mask
 from posekit.export.onnx_from_network import onnx_from_network
 from posekit.export.reference.objects import reference_objects
 from posekit.export.render import Renderer
 from posekit.export.systems import system_named
-from posekit.export.systems.gdr_net import EPNP, SYSTEM, GdrNet, GdrTarget, Maps, gdr_losses, score_of_mask
+from posekit.export.systems.gdr_net import EPNP, SYSTEM, GdrNet, GdrTarget, Maps, gdr_losses
 from posekit.runtime.crop import CropPreset, crop_K, crop_warp
 from posekit.runtime.decode import site_from_translation
 from posekit.runtime.intrinsics import Intrinsics
@@ -89,7 +89,11 @@ def test_rendered_coordinate_maps_give_the_pose_back(object_id: int) -> None:
     cells = Intrinsics(crop_K(cell_warp(32), crop_K(warp, CAMERA.K)), 32, 32)
     seen = Renderer({object_id: thing.model}).render([(object_id, truth)], cells)
     found = solved(
-        seen.mask.astype(np.float32), seen.coords_obj_m, crop_K(warp, CAMERA.K), CROP.size_px, replace(EPNP, iterations=200)
+        seen.mask.astype(np.float32),
+        seen.coords_obj_m,
+        crop_K(warp, CAMERA.K),
+        CROP.size_px,
+        replace(EPNP, iterations=200),
     )
     assert found is not None
     assert rotation_angle_rad(found[0].R, truth.R) < 1e-3

@@ -134,7 +134,7 @@ def test_a_recipe_is_hashed_and_its_paths_start_at_its_folder(tmp_path: Path) ->
         ('unit = "mm"', 'unit = "mm"\nsymmetries_discrete = [[1, 0]]', "symmetries_discrete"),
         ('unit = "mm"', 'unit = "mm"\nmodels_info = "x"\nsymmetries_continuous = [{axis = [0, 0, 1]}]', "models_info"),
         ('system = "tram3d"', 'system = "tram3d"\nnetwork = "nets:make"', "system and network"),
-        ('system = "tram3d"', "", "neither of them"),
+        ('system = "tram3d"', "", "none of them"),
         ('system = "tram3d"', 'network = "nets:make"', "role and crop"),
         ('system = "tram3d"', 'system = "tram3d"\nrole = "pose"', "user's own network"),
         ('system = "tram3d"', 'system = "tram3d"\nthreshold = 0.2', "user's own network"),
@@ -153,7 +153,7 @@ def test_a_recipe_is_hashed_and_its_paths_start_at_its_folder(tmp_path: Path) ->
         ),
         ('system = "tram3d"', 'system = "tram3d"\nnormalise = {std = [0, 1, 1]}', "normalise.std"),
         ('checkpoint = "random"', "", "no key 'checkpoint'"),
-        ('checkpoint = "random"', 'checkpoint = "random"\n[detector]\nfamily = "yolov8"', "neither of them"),
+        ('checkpoint = "random"', 'checkpoint = "random"\n[detector]\nfamily = "yolov8"', "none of them"),
         (
             'checkpoint = "random"',
             'checkpoint = "random"\n[detector]\nfamily = "yolov8"\nonnx = "d.onnx"\nscore_threshold = 7',

@@ -13,9 +13,10 @@ from posekit.export.mesh import read_mesh
 from posekit.export.reference.clutter import clutter_models
 from posekit.export.reference.objects import reference_objects
 from posekit.export.reference.photograph import photographed
-from posekit.export.reference.scenes import MIN_VISIBLE, Scene, box_of_mask, make_scene, write_bop
+from posekit.export.reference.scenes import MIN_VISIBLE, Scene, make_scene, write_bop
 from posekit.export.render import Renderer
 from posekit.runtime.bop import scenes_from_bop
+from posekit.runtime.detection import box_from_mask
 from posekit.runtime.errors import OutputError
 from posekit.runtime.intrinsics import Intrinsics
 from posekit.runtime.symmetry import symmetries_from_bop
@@ -46,7 +47,7 @@ def test_objects_boxes_and_masks_belong_together(renderer: Renderer, scenes: lis
         assert 1 <= len(ids) == len(set(ids)) <= 3
         for k, thing in enumerate(scene.objects):
             visible = scene.mask_index == k
-            np.testing.assert_array_equal(thing.box_xyxy_px, box_of_mask(visible))
+            np.testing.assert_array_equal(thing.box_xyxy_px, box_from_mask(visible))
             alone = renderer.render([(thing.object_id, thing.cam_from_obj)], CAMERA)
             assert not (visible & ~alone.mask).any()
             assert thing.visib_fract == pytest.approx(visible.sum() / thing.silhouette_px)

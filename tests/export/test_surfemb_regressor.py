@@ -12,9 +12,10 @@ from hypothesis import strategies as st
 from torch import nn
 
 from posekit.export.example_feed import example_feed
+from posekit.export.networks.geometry import pose_from_site
 from posekit.export.onnx_from_network import onnx_from_network
 from posekit.export.systems import system_named
-from posekit.export.systems.surfemb_regressor import SITE_GRID_PX, SYSTEM, PoseDecoder, SurfEmbRegressor
+from posekit.export.systems.surfemb_regressor import SITE_GRID_PX, SYSTEM, SurfEmbRegressor
 from posekit.runtime.crop import CropPreset, crop_warp
 from posekit.runtime.decode import site_from_translation
 from posekit.runtime.errors import RecipeError
@@ -75,7 +76,8 @@ def test_a_perfect_prediction_decodes_to_the_true_pose(seed: int) -> None:
     r6 = np.concatenate([R_allo[:, 0] * rng.uniform(0.5, 2), R_allo[:, 1] + rng.uniform(-1, 1) * R_allo[:, 0]])
     site = site_from_translation(t, box, warp[0, 0], K, 256, SITE_GRID_PX)
 
-    got_R, got_t = PoseDecoder(256)(*(torch.from_numpy(a).float()[None] for a in (r6, site, box, warp, K)))
+    r6_, site_, box_, warp_, K_ = (torch.from_numpy(a).float()[None] for a in (r6, site, box, warp, K))
+    got_R, got_t = pose_from_site(r6_, site_, box_, warp_, K_, 256, SITE_GRID_PX)
     np.testing.assert_allclose(got_R[0].numpy(), R, atol=1e-4)
     np.testing.assert_allclose(got_t[0].numpy(), t, atol=1e-4)
 

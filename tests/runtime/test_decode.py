@@ -73,7 +73,7 @@ def test_box_rule_is_as_good_as_known() -> None:
     for _ in range(500):
         t = rng.uniform([-0.3, -0.3, 1.0], [0.3, 0.3, 1.0]) * rng.uniform(0.5, 1.5)
         truth = Pose(Pose.from_rotvec(rng.normal(size=3) * 1.5).R, t)
-        template = Pose(allo_from_ego(truth.R, t), [0.0, 0.0, 0.7])
+        template = Pose(allo_from_ego(truth.R, t), np.array([0.0, 0.0, 0.7]))
         found = pose_from_template(
             template.R, box_of(truth, CAMERA), K, box_of(template, TEMPLATE), TEMPLATE.K, template.t_m
         )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -147,7 +148,7 @@ def test_a_bank_of_another_crop_is_refused(toy_bundle: Write) -> None:
         ({"templates": np.ones((3, 6), np.float32)}, "templates"),
     ],
 )
-def test_damaged_banks_are_refused(change: dict[str, np.ndarray], cause: str) -> None:
+def test_damaged_banks_are_refused(change: dict[str, Any], cause: str) -> None:
     with pytest.raises(BankError, match=cause):
         bank_from_bytes(bank_bytes("0" * 64, **change), "bank")
 

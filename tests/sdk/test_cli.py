@@ -142,7 +142,7 @@ def test_run_writes_poses_and_overlays_and_says_what_next(bundle: Path, images: 
     assert records[0].time_s is not None
     assert 0 < sum(records[0].stages_s.values()) <= records[0].time_s
     seen = sorted((tmp_path / "seen").iterdir())
-    assert [p.name for p in seen] == ["0.png.jpg", "1.png.jpg", "2.png.jpg"]
+    assert [p.name for p in seen] == ["0.png", "1.png", "2.png"]
     picture = cv2.imread(str(seen[0]))
     assert picture is not None
     assert picture.std() > 5
