@@ -1,7 +1,7 @@
 """Training pictures from the view bank: light, background, occluders and the camera's faults are added here.
 
 Every random choice comes from the caller's generator. Patches are square, uint8 RGB; the crop itself is cut by the one
-crop function of the runtime.
+crop function of the runtime, from a canvas that shows the full image around the object at the patch's scale.
 """
 
 from __future__ import annotations
@@ -25,10 +25,12 @@ from posekit.runtime.pose import Array, Pose, rotation_from_rotvec
 
 Rgb = npt.NDArray[np.uint8]
 Mask = npt.NDArray[np.bool_]
+Alpha = npt.NDArray[np.float32]
 
 CANVAS_PX = 240  # room around a 144 px patch for padded and jittered boxes
 BACKGROUNDS = 200
 MIN_VISIBLE = 0.35  # share of the silhouette that must stay visible
+OCCLUDER_PX = (50, 150)  # side of an occluder's patch on the canvas
 
 
 @dataclass(frozen=True, eq=False)
@@ -47,9 +49,11 @@ class Views:
 
 @dataclass(frozen=True, eq=False)
 class Sprite:
-    """A lit patch with its truth. rgb: (P, P, 3).  mask: (P, P).  coords_m: (P, P, 3), object frame, where mask."""
+    """A lit patch with its truth. rgb: (P, P, 3), premultiplied by alpha.  alpha: (P, P) coverage, 0..1.
+    mask: (P, P), whose centres are covered.  coords_m: (P, P, 3), object frame, where mask."""
 
     rgb: Rgb
+    alpha: Alpha
     mask: Mask
     coords_m: npt.NDArray[np.float32]
 
@@ -99,58 +103,89 @@ def training_crop(
     i = int(rng.integers(len(view_set))) if view is None else view
     angle = rng.uniform(-np.pi, np.pi)
     sprite = turned(lit_sprite(view_set, i, rng), angle)
-    pose = Pose.from_rotvec([0.0, 0.0, angle]) @ Pose(view_set.arrays["R"][i], view_set.arrays["t_m"][i])
-    coords_m = sprite.coords_m
-    if label < len(views.objects):
-        pose, coords_m = canonical(label_object(view_set.object_id), pose, coords_m)
-    canvas = _Canvas(background(rng, CANVAS_PX))
-    corner = (CANVAS_PX - sprite.mask.shape[0]) // 2
-    canvas.paste(sprite.rgb, sprite.mask, corner, corner, owner=1)
-    if rng.random() < occlusion:
-        _occlude(canvas, views, rng)
-    image = photographed(canvas.rgb, rng)
-    scale = view_set.arrays["warp"][i][0, 0]
-    return _cut(
-        image, canvas.owner == 1, coords_m, corner, pose, scale, angle, view_set, i, preset, grid, rng, jitter, label
+    picture, visible = _composed(sprite, views, occlusion, rng)
+    canvas_from_image = _canvas_from_image(view_set, i, angle)
+    pose, coords_m = _turned_truth(view_set, i, angle, sprite.coords_m)
+    box = jittered(box_from_mask(visible), jitter, rng)
+    camera = Intrinsics(canvas_from_image @ REFERENCE_CAMERA.K, CANVAS_PX, CANVAS_PX)
+    one = crop(picture, box, camera, preset)
+    rows, columns = _pixels_of_cells(one.warp, preset.size_px, grid)
+    margin = _margin(sprite)
+    return TrainingCrop(
+        pixels=one.pixels,
+        mask=sampled(visible, rows, columns),
+        coords_m=sampled(coords_m, rows - margin, columns - margin),
+        cam_from_obj=pose,
+        box_xyxy_px=(box - np.tile(canvas_from_image[:2, 2], 2)) / canvas_from_image[0, 0],
+        warp=one.warp @ canvas_from_image,
+        K=REFERENCE_CAMERA.K,
+        label=label,
+        view=i,
     )
 
 
-def _cut(
-    image: Rgb,
-    visible: Mask,
-    coords_m: npt.NDArray[np.float32],
-    corner: int,
-    pose: Pose,
-    scale: float,
-    angle: float,
-    view_set: ViewSet,
-    i: int,
-    preset: CropPreset,
-    grid: int,
-    rng: np.random.Generator,
-    jitter: Jitter,
-    label: int,
-) -> TrainingCrop:
-    """Through the runtime's crop function, once for the pixels; the truth is sampled at the cells of the grid."""
-    K = REFERENCE_CAMERA.K
-    # canvas_from_image: the patch's scale, its centre where the turned box centre now projects.
-    box0 = view_set.arrays["box_xyxy_px"][i]
-    turn = rotation_from_rotvec([0.0, 0.0, angle])[:2, :2]
-    principal = K[:2, 2]
-    centre = turn @ ((box0[:2] + box0[2:]) / 2 - principal) + principal
-    middle = corner + (coords_m.shape[0] - 1) / 2
-    shift = middle - scale * centre
-    box = jittered(box_from_mask(visible), jitter, rng)
-    camera = Intrinsics(np.array([[scale, 0, shift[0]], [0, scale, shift[1]], [0, 0, 1.0]]) @ K, CANVAS_PX, CANVAS_PX)
-    one = crop(image, box, camera, preset)
-    cells = (np.arange(grid) + 0.5) * preset.size_px / grid - 0.5
-    columns = np.rint((cells - one.warp[0, 2]) / one.warp[0, 0]).astype(int)
-    rows = np.rint((cells - one.warp[1, 2]) / one.warp[1, 1]).astype(int)
-    mask = sampled(visible, rows, columns)
-    coords = sampled(coords_m, rows - corner, columns - corner)
-    full_box = (box - np.tile(shift, 2)) / scale
-    warp = one.warp @ np.array([[scale, 0, shift[0]], [0, scale, shift[1]], [0, 0, 1.0]])
-    return TrainingCrop(one.pixels, mask, coords, pose, full_box, warp, K, label, i)
+def _margin(sprite: Sprite) -> int:
+    """Canvas pixels beside the sprite, which lies in the middle."""
+    return (CANVAS_PX - len(sprite.mask)) // 2
+
+
+def _composed(sprite: Sprite, views: Views, occlusion: float, rng: np.random.Generator) -> tuple[Rgb, Mask]:
+    """The canvas as photographed, and where the sprite is seen on it."""
+    picture = background(rng, CANVAS_PX)
+    owner = np.zeros(picture.shape[:2], np.int32)
+    margin = _margin(sprite)
+    paste(picture, owner, sprite.rgb, sprite.alpha, (margin, margin), 1)
+    visible = np.pad(sprite.mask, margin)
+    if rng.random() < occlusion:
+        picture, visible = _occluded(picture, visible, views, rng)
+    return photographed(picture, rng), visible
+
+
+def _occluded(picture: Rgb, visible: Mask, views: Views, rng: np.random.Generator) -> tuple[Rgb, Mask]:
+    """One or two other things pasted over the object; left out where too much of it would be hidden."""
+    enough = MIN_VISIBLE * np.count_nonzero(visible)
+    sets = (*views.objects, views.clutter, views.clutter, views.clutter)
+    for _ in range(int(rng.integers(1, 3))):
+        view_set = sets[int(rng.integers(len(sets)))]
+        sprite = lit_sprite(view_set, int(rng.integers(len(view_set))), rng)
+        size = int(rng.uniform(*OCCLUDER_PX))
+        x, y = (int(v) for v in rng.uniform(CANVAS_PX * 0.15, CANVAS_PX * 0.85, 2) - size / 2)
+        over, owner = picture.copy(), np.zeros(visible.shape, np.int32)
+        paste(over, owner, *resized(sprite, size), (x, y), 1)
+        still = visible & (owner == 0)
+        if np.count_nonzero(still) >= enough:
+            picture, visible = over, still
+    return picture, visible
+
+
+def _canvas_from_image(view_set: ViewSet, i: int, angle_rad: float) -> Array:
+    """(3, 3): the patch's scale, and its middle where the centre of the box projects after the camera's roll."""
+    scale = view_set.arrays["warp"][i][0, 0]
+    box = view_set.arrays["box_xyxy_px"][i]
+    principal = REFERENCE_CAMERA.K[:2, 2]
+    turn = rotation_from_rotvec([0.0, 0.0, angle_rad])[:2, :2]
+    centre = turn @ ((box[:2] + box[2:]) / 2 - principal) + principal
+    x, y = (CANVAS_PX - 1) / 2 - scale * centre
+    return np.array([[scale, 0.0, x], [0.0, scale, y], [0.0, 0.0, 1.0]])
+
+
+def _turned_truth(
+    view_set: ViewSet, i: int, angle_rad: float, coords_m: npt.NDArray[np.float32]
+) -> tuple[Pose, npt.NDArray[np.float32]]:
+    """Pose after the camera's roll, and coordinates, both in the canonical turn of a symmetric object."""
+    pose = Pose.from_rotvec([0.0, 0.0, angle_rad]) @ Pose(view_set.arrays["R"][i], view_set.arrays["t_m"][i])
+    if view_set.object_id < 0:
+        return pose, coords_m
+    return canonical(label_object(view_set.object_id), pose, coords_m)
+
+
+def _pixels_of_cells(
+    crop_from_canvas: Array, size_px: int, grid: int
+) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
+    """Canvas rows and columns (g,) nearest to the centres of the crop's cells."""
+    cells = (np.arange(grid) + 0.5) * size_px / grid - 0.5
+    columns, rows = (np.rint((cells - crop_from_canvas[k, 2]) / crop_from_canvas[k, k]).astype(int) for k in (0, 1))
+    return rows, columns
 
 
 def sampled(array: npt.NDArray[Any], rows: npt.NDArray[np.int64], columns: npt.NDArray[np.int64]) -> npt.NDArray[Any]:
@@ -198,7 +233,7 @@ def lit_sprite(view_set: ViewSet, i: int, rng: np.random.Generator) -> Sprite:
     if gloss:
         rgb += np.float32(gloss) * np.maximum(normal @ half, 0)[..., None] ** int(rng.integers(8, 40))
     coords = view_set.coords_obj_m(i) if view_set.object_id >= 0 else np.zeros_like(albedo)
-    return Sprite(np.clip(rgb, 0, 255).astype(np.uint8), mask, coords)
+    return Sprite(np.clip(rgb, 0, 255).astype(np.uint8), mask.astype(np.float32), mask, coords)
 
 
 def template_sprite(view_set: ViewSet, i: int) -> Sprite:
@@ -208,7 +243,8 @@ def template_sprite(view_set: ViewSet, i: int) -> Sprite:
     facing = np.maximum(view_set.arrays["normal"][i][..., 2].astype(np.float32) * np.float32(-1 / 127), 0)
     lamp = headlight()
     shade = lamp.ambient.astype(np.float32) + lamp.colours[0].astype(np.float32) * facing[..., None]
-    return Sprite(encoded(albedo * shade) * mask[..., None], mask, np.zeros_like(albedo))
+    rgb = encoded(albedo * shade) * mask[..., None]
+    return Sprite(rgb, mask.astype(np.float32), mask, np.zeros_like(albedo))
 
 
 def turned(sprite: Sprite, angle_rad: float) -> Sprite:
@@ -216,44 +252,36 @@ def turned(sprite: Sprite, angle_rad: float) -> Sprite:
     size = sprite.mask.shape[0]
     c, s, m = np.cos(angle_rad), np.sin(angle_rad), (size - 1) / 2
     warp = np.array([[c, -s, m - c * m + s * m], [s, c, m - s * m - c * m]])
-    rgb = cv2.warpAffine(sprite.rgb, warp, (size, size), flags=cv2.INTER_LINEAR, borderMode=cv2.BORDER_REPLICATE)
-    mask = cv2.warpAffine(sprite.mask.astype(np.uint8), warp, (size, size), flags=cv2.INTER_NEAREST)
-    coords = cv2.warpAffine(sprite.coords_m, warp, (size, size), flags=cv2.INTER_NEAREST)
-    return Sprite(np.asarray(rgb, np.uint8), np.asarray(mask) > 0, np.asarray(coords, np.float32))
+    shape = (size, size)
+    rgb, alpha = (cv2.warpAffine(a, warp, shape, flags=cv2.INTER_LINEAR) for a in (sprite.rgb, sprite.alpha))
+    mask = cv2.warpAffine(sprite.mask.astype(np.uint8), warp, shape, flags=cv2.INTER_NEAREST)
+    coords = cv2.warpAffine(sprite.coords_m, warp, shape, flags=cv2.INTER_NEAREST)
+    return Sprite(
+        np.asarray(rgb, np.uint8), np.asarray(alpha, np.float32), np.asarray(mask) > 0, np.asarray(coords, np.float32)
+    )
 
 
-class _Canvas:
-    """rgb: the picture so far.  owner: (H, W) int, 0 background, else who was pasted last."""
-
-    def __init__(self, rgb: Rgb) -> None:
-        self.rgb = rgb
-        self.owner: npt.NDArray[np.int32] = np.zeros(rgb.shape[:2], dtype=np.int32)
-
-    def paste(self, rgb: Rgb, mask: Mask, x: int, y: int, owner: int) -> None:
-        """Top-left corner of the sprite at column x, row y; what is outside falls off."""
-        height, width = self.owner.shape
-        x0, y0, x1, y1 = max(x, 0), max(y, 0), min(x + mask.shape[1], width), min(y + mask.shape[0], height)
-        if x0 >= x1 or y0 >= y1:
-            return
-        part = mask[y0 - y : y1 - y, x0 - x : x1 - x]
-        self.rgb[y0:y1, x0:x1][part] = rgb[y0 - y : y1 - y, x0 - x : x1 - x][part]
-        self.owner[y0:y1, x0:x1][part] = owner
+def resized(sprite: Sprite, size_px: int) -> tuple[Rgb, Alpha]:
+    """The picture at another size, premultiplied by its coverage: no dark fringe where `paste` blends it."""
+    mode = cv2.INTER_AREA if size_px < len(sprite.mask) else cv2.INTER_LINEAR
+    rgb, alpha = (cv2.resize(a, (size_px, size_px), interpolation=mode) for a in (sprite.rgb, sprite.alpha))
+    return np.asarray(rgb, np.uint8), np.asarray(alpha, np.float32)
 
 
-def _occlude(canvas: _Canvas, views: Views, rng: np.random.Generator) -> None:
-    """Paste one or two other things over the object; undone where they would hide too much."""
-    for _ in range(int(rng.integers(1, 3))):
-        before = canvas.rgb.copy(), canvas.owner.copy()
-        sets = (*views.objects, views.clutter, views.clutter, views.clutter)
-        view_set = sets[int(rng.integers(len(sets)))]
-        sprite = lit_sprite(view_set, int(rng.integers(len(view_set))), rng)
-        size = int(rng.uniform(50, 150))
-        rgb = cv2.resize(sprite.rgb, (size, size), interpolation=cv2.INTER_AREA)
-        mask = cv2.resize(sprite.mask.astype(np.uint8), (size, size), interpolation=cv2.INTER_NEAREST) > 0
-        x, y = (int(v) for v in rng.uniform(CANVAS_PX * 0.15, CANVAS_PX * 0.85, 2) - size / 2)
-        canvas.paste(np.asarray(rgb, np.uint8), mask, x, y, owner=2)
-        if (canvas.owner == 1).sum() < MIN_VISIBLE * (before[1] == 1).sum():
-            canvas.rgb, canvas.owner = before
+def paste(picture: Rgb, owner: npt.NDArray[np.int32], rgb: Rgb, alpha: Alpha, xy: tuple[int, int], name: int) -> None:
+    """Blend premultiplied colours over the picture, in place; what is outside falls off.
+
+    xy: column and row of the sprite's corner.  owner: (H, W), `name` where the sprite covers more than half a pixel.
+    """
+    height, width = owner.shape
+    x, y = xy
+    x0, y0, x1, y1 = max(x, 0), max(y, 0), min(x + alpha.shape[1], width), min(y + alpha.shape[0], height)
+    if x0 >= x1 or y0 >= y1:
+        return
+    part = np.s_[y0 - y : y1 - y, x0 - x : x1 - x]
+    below = picture[y0:y1, x0:x1] * (1 - alpha[part][..., None])
+    picture[y0:y1, x0:x1] = np.clip(below + rgb[part] + 0.5, 0, 255).astype(np.uint8)
+    owner[y0:y1, x0:x1][alpha[part] > 0.5] = name
 
 
 def jittered(box_xyxy_px: Array, jitter: Jitter, rng: np.random.Generator) -> Array:

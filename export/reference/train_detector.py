@@ -11,7 +11,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import cv2
 import numpy as np
 import numpy.typing as npt
 import torch
@@ -19,7 +18,17 @@ from torch import Tensor, nn
 from torch.utils.data import IterableDataset
 
 from posekit.export.networks.anchor_free import AnchorFree
-from posekit.export.reference.compose import Mask, Rgb, Views, background, lit_sprite, photographed
+from posekit.export.reference.compose import (
+    Alpha,
+    Mask,
+    Rgb,
+    Views,
+    background,
+    lit_sprite,
+    paste,
+    photographed,
+    resized,
+)
 from posekit.export.reference.training import Batch, Plan, loader_of, options_from, save_weights, train, worker_rng
 from posekit.export.reference.views import REFERENCE_CAMERA, ViewSet
 from posekit.export.systems.anchor_free import DetectionTarget, detection_losses
@@ -72,34 +81,14 @@ def _cast(views: Views, rng: np.random.Generator) -> list[tuple[ViewSet, int]]:
     return [chosen[i] for i in rng.permutation(len(chosen))]
 
 
-def scaled_sprite(view_set: ViewSet, rng: np.random.Generator) -> tuple[Rgb, npt.NDArray[np.float32]]:
-    """A lit view at the size that it has in the input, black outside, and its coverage (h, w) in 0..1."""
+def scaled_sprite(view_set: ViewSet, rng: np.random.Generator) -> tuple[Rgb, Alpha]:
+    """A lit view at the size that it has in the input, premultiplied by its coverage (h, w), 0..1."""
     i = int(rng.integers(len(view_set)))
     sprite = lit_sprite(view_set, i, rng)
     scale = IMAGE_TO_INPUT * rng.uniform(*DISTANCE) / float(view_set.arrays["warp"][i][0, 0])
-    size = max(round(scale * sprite.mask.shape[0]), 8)
-    mode = cv2.INTER_AREA if size < sprite.mask.shape[0] else cv2.INTER_LINEAR
-    rgb = np.where(sprite.mask[..., None], sprite.rgb, np.uint8(0))
-    # Black outside makes the scaled colours premultiplied by the coverage: no dark fringe.
-    rgb = np.asarray(cv2.resize(rgb, (size, size), interpolation=mode), np.uint8)
-    alpha = np.asarray(cv2.resize(sprite.mask.astype(np.float32), (size, size), interpolation=mode), np.float32)
+    rgb, alpha = resized(sprite, max(round(scale * len(sprite.mask)), 8))
     quarter_turns = int(rng.integers(4))
     return np.asarray(np.rot90(rgb, quarter_turns)), np.asarray(np.rot90(alpha, quarter_turns))
-
-
-def paste(
-    picture: Rgb, owner: npt.NDArray[np.int32], rgb: Rgb, alpha: npt.NDArray[np.float32], xy: tuple[int, int], name: int
-) -> None:
-    """Blend premultiplied colours over the picture, in place; what is outside falls off."""
-    height, width = owner.shape
-    x, y = xy
-    x0, y0, x1, y1 = max(x, 0), max(y, 0), min(x + alpha.shape[1], width), min(y + alpha.shape[0], height)
-    if x0 >= x1 or y0 >= y1:
-        return
-    part = np.s_[y0 - y : y1 - y, x0 - x : x1 - x]
-    below = picture[y0:y1, x0:x1] * (1 - alpha[part][..., None])
-    picture[y0:y1, x0:x1] = np.clip(below + rgb[part] + 0.5, 0, 255).astype(np.uint8)
-    owner[y0:y1, x0:x1][alpha[part] > 0.5] = name
 
 
 def _truth(

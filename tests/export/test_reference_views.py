@@ -2,46 +2,32 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import numpy as np
 import pytest
+from small_views import CLUTTER_COUNT, CLUTTER_VIEWS, VIEWS, render_small_views
 
 from posekit.export.reference import views as bank
-from posekit.export.reference.views import CHANNELS, REFERENCE_CAMERA, ViewSet, read_views, write_views
+from posekit.export.reference.views import CHANNELS, REFERENCE_CAMERA, ViewSet, read_views
 from posekit.runtime.errors import SourceError
 
 
-def render(folder: Path, seed: int = 3, stop_after: int | None = None) -> None:
-    calls: list[str] = []
-
-    def advance(name: str, done: int, total: int) -> None:
-        calls.append(name)
-        if stop_after is not None and len(calls) == stop_after:
-            raise KeyboardInterrupt
-
-    write_views(folder, 4, seed, advance, clutter_count=2, clutter_views=2)
-
-
 @pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    path = tmp_path_factory.mktemp("bank") / "views"
-    render(path)
-    return path
-
-
-@pytest.fixture(scope="module")
-def sets(folder: Path) -> dict[str, ViewSet]:
-    return read_views(folder)
+def sets(small_views_folder: Path) -> dict[str, ViewSet]:
+    return read_views(small_views_folder)
 
 
 def test_sets_and_shapes(sets: dict[str, ViewSet]) -> None:
-    assert {name: len(s) for name, s in sets.items()} == {"bracket": 4, "duckling": 4, "bottle": 4, "clutter": 4}
+    clutter = CLUTTER_COUNT * CLUTTER_VIEWS
+    expected = {"bracket": VIEWS, "duckling": VIEWS, "bottle": VIEWS, "clutter": clutter}
+    assert {name: len(s) for name, s in sets.items()} == expected
     for one in sets.values():
         for name, (dtype, shape) in CHANNELS.items():
             assert one.arrays[name].dtype == np.dtype(dtype)
-            assert one.arrays[name].shape == (4, *shape)
-    assert sets["clutter"].arrays["object_id"].tolist() == [1001, 1001, 1002, 1002]
+            assert one.arrays[name].shape == (len(one), *shape)
+    assert sets["clutter"].arrays["object_id"].tolist() == [1001] * CLUTTER_VIEWS + [1002] * CLUTTER_VIEWS
 
 
 @pytest.mark.parametrize("name", ["bracket", "duckling", "bottle"])
@@ -74,20 +60,27 @@ def test_poses_are_in_range(sets: dict[str, ViewSet]) -> None:
 
 
 def test_interrupted_run_continues_to_the_same_bytes(
-    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    small_views_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    folder, calls = tmp_path / "views", []
+
+    def stop(name: str, done: int, total: int) -> None:
+        calls.append(name)
+        if calls.count("duckling") == 2:
+            raise KeyboardInterrupt
+
     monkeypatch.setattr(bank, "VIEWS_PER_COMMIT", 2)
     with pytest.raises(KeyboardInterrupt):
-        render(tmp_path / "views", stop_after=3)  # bracket done, duckling half done
-    assert (tmp_path / "views" / "bracket").is_dir()
-    assert (tmp_path / "views" / "duckling.partial" / "done.json").is_file()
+        render_small_views(folder, stop)
+    assert (folder / "bracket").is_dir()
+    assert json.loads((folder / "duckling.partial" / "done.json").read_text())["done"] == 4
     with pytest.raises(SourceError, match="views"):
-        read_views(tmp_path / "views")
-    render(tmp_path / "views")
+        read_views(folder)
+    render_small_views(folder)
     for name in ("bracket", "duckling", "bottle", "clutter"):
         for channel in CHANNELS:
             file = Path(name) / f"{channel}.npy"
-            assert (tmp_path / "views" / file).read_bytes() == (folder / file).read_bytes()
+            assert (folder / file).read_bytes() == (small_views_folder / file).read_bytes()
 
 
 def test_missing_or_foreign_bank_is_refused(tmp_path: Path) -> None:

@@ -8,7 +8,7 @@ import torch
 
 from posekit.export.networks.anchor_free import AnchorFree
 from posekit.export.reference import train_detector
-from posekit.export.reference.compose import Rgb, Views
+from posekit.export.reference.compose import Rgb, Views, paste
 from posekit.export.reference.train_detector import (
     INPUT_WH_PX,
     MAX_THINGS,
@@ -16,7 +16,6 @@ from posekit.export.reference.train_detector import (
     batch_of,
     held_out_figures,
     losses_of,
-    paste,
     scaled_sprite,
     training_scene,
 )
