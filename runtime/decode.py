@@ -18,16 +18,17 @@ def box_translation(
 ) -> Array:
     """Translation (3,), metres, of an object that looks like a template, from the two boxes.
 
-    z scales with the ratio of box diagonals and focal lengths; x, y shift the box centre, less the template's own
-    offset between box centre and object centre (Sundermeyer et al., Augmented Autoencoders, ECCV 2018; systems P2).
+    z scales with the ratio of box diagonals and focal lengths; x, y are those of the box centre, less the template's own
+    offset between box centre and object origin, which in metres is the same at every distance (Sundermeyer et al.,
+    Augmented Autoencoders, ECCV 2018; systems P2).
     A perfect template with perfect boxes is still 1.4 % off in z on average: perspective foreshortens.
     """
     box, template_box = np.asarray(box_xyxy_px, np.float64), np.asarray(template_box_xyxy_px, np.float64)
     K_q, K_t, t = np.asarray(K, np.float64), np.asarray(template_K, np.float64), np.asarray(template_t_m, np.float64)
     focal_ratio = np.hypot(K_q[0, 0], K_q[1, 1]) / np.hypot(K_t[0, 0], K_t[1, 1])
     z = t[2] * _diagonal(template_box) / _diagonal(box) * focal_ratio
-    offset = _on_plane(_centre(template_box), K_t) * t[2] - t[:2]  # box centre minus object centre, template, metres
-    return np.array([*(_on_plane(_centre(box), K_q) * z - offset * (z / t[2])), z])
+    offset = _on_plane(_centre(template_box), K_t) * t[2] - t[:2]  # box centre minus object origin, metres
+    return np.array([*(_on_plane(_centre(box), K_q) * z - offset), z])
 
 
 def pose_from_template(

@@ -55,6 +55,23 @@ def test_box_rule_gives_the_template_back(z: float, rotvec: tuple[float, float, 
     assert np.allclose(found.R, pose.R)
 
 
+@given(centres, st.floats(0.4, 3.0), st.tuples(st.floats(-0.3, 0.3), st.floats(-0.3, 0.3)))
+def test_box_rule_is_exact_for_a_flat_object_wherever_its_origin_is(
+    t: np.ndarray, z: float, offset: tuple[float, float]
+) -> None:
+    """A plate that faces the camera, its origin anywhere in its plane: nearer or farther, the offset in metres stays."""
+    plate = CORNERS * [1, 1, 0] + [*offset, 0]
+
+    def box(pose: Pose, camera: Intrinsics) -> np.ndarray:
+        pixels = camera.project(pose.apply(plate))
+        return np.concatenate([pixels.min(axis=0), pixels.max(axis=0)])
+
+    camera = Intrinsics(np.diag([600.0, 600, 1]), 640, 480)  # one focal length: the rule knows a single scale
+    truth, template = Pose(np.eye(3), t), Pose(np.eye(3), np.array([0.0, 0.0, z]))
+    found = box_translation(box(truth, camera), camera.K, box(template, camera), camera.K, template.t_m)
+    assert np.allclose(found, t)
+
+
 @given(st.floats(0.5, 2.0))
 def test_box_rule_scales_distance_and_focal_length(factor: float) -> None:
     """Half the box is twice the distance, of a flat object; a camera of twice the focal length sees twice the box."""
