@@ -94,7 +94,7 @@ def build_bank(
         while chunk := list(islice(views, BATCH)):
             at = slice(done, done + len(chunk))
             pixels, weights[:, at] = _cropped(chunk, camera, crop_preset, places)
-            descriptors[at] = embedder.run({"crops": pixels})["descriptors"]
+            descriptors[at] = _finite(embedder.run({"crops": pixels})["descriptors"], at.start)
             boxes[at] = [view.box_xyxy_px for view in chunk]
             done += len(chunk)
             progress(done, count)
@@ -117,6 +117,17 @@ def build_bank(
         with replacing(path) as file:
             write_tensor_file(file, arrays, metadata)
     return BuiltBank(path, count, places, channels, path.stat().st_size)
+
+
+def _finite(descriptors: npt.NDArray[Any], first_view: int) -> npt.NDArray[Any]:
+    if not np.isfinite(descriptors).all():
+        raise ExportError(
+            f"bank, views from {first_view}",
+            got="descriptors with NaN or infinity",
+            expected="finite numbers",
+            remedy="Check the embedder's weights, and that it takes pictures with a black background.",
+        )
+    return descriptors
 
 
 def bank_rotations(recipe: BankRecipe) -> Array:

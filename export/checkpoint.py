@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import os
 import pickle
 import sys
 from collections.abc import Callable, Iterator, Mapping
@@ -119,7 +120,7 @@ def _read(path: Path) -> Any:
             expected=f"one of {', '.join(readers)}",
             remedy="Save the weights as safetensors.",
         )
-    if not path.is_file():
+    if not os.path.isfile(path):
         raise CheckpointError(
             f"checkpoint {path}", got="no such file", expected="a file", remedy="Check the path in the recipe."
         )

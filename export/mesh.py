@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import warnings
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -197,7 +198,7 @@ def write_ply(model: ObjectModel, path: Path, unit: Unit = "mm") -> None:
 
 def _trimesh_from_file(path: Path) -> Any:
     remedy = "Export the object as PLY, OBJ, STL or GLB."
-    if not path.is_file():
+    if not os.path.isfile(path):
         raise MeshError(str(path), got="no such file", expected="a mesh file", remedy="Check the path in the recipe.")
     try:
         loaded = trimesh.load_scene(path, process=False, maintain_order=True)

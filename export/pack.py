@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import hashlib
+import os
+import tempfile
 import zipfile
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
@@ -11,7 +13,7 @@ from typing import BinaryIO
 
 from posekit.export.atomic import replacing
 from posekit.runtime.bundle import LOCAL_HEADER_BYTES, MANIFEST, MAX_MANIFEST_BYTES, MAX_MEMBER_BYTES, Bundle
-from posekit.runtime.errors import BundleError, ExportError, SourceError
+from posekit.runtime.errors import BundleError, ExportError, OutputError, SourceError
 from posekit.runtime.manifest import Manifest, Member, json_from_manifest
 
 Content = bytes | Path
@@ -20,6 +22,7 @@ PADDING_ID = (0xD935).to_bytes(2, "little")  # extra field of Android's zipalign
 ZIP64_EXTRA_BYTES = 20
 EPOCH = (1980, 1, 1, 0, 0, 0)  # the first date that a zip can hold
 CHUNK_BYTES = 1 << 20
+ZIP_START = b"PK\3\4"
 
 
 @dataclass(frozen=True)
@@ -51,6 +54,26 @@ def pack_bundle(path: Path, manifest: Manifest, members: Mapping[str, Content]) 
             raise _refused(error, "a bundle that opens") from error
         size = file.seek(0, 2)
     return Packed(path, complete, size)
+
+
+def check_output(path: Path) -> None:
+    """OutputError where `pack_bundle` would fail at its end, or replace something that is no bundle."""
+    try:
+        if not os.path.exists(path):
+            with tempfile.TemporaryFile(dir=path.parent):
+                return
+        with open(path, "rb") as file:
+            if file.read(len(ZIP_START)) == ZIP_START:
+                return
+        problem: object = "a file that is no bundle"
+    except OSError as error:
+        problem = error
+    raise OutputError(
+        f"output {path}",
+        got=problem,
+        expected="a new file in a writable folder, or a bundle to replace",
+        remedy="Choose another place; what stands there is unchanged.",
+    )
 
 
 def _write_zip(file: BinaryIO, members: Mapping[str, tuple[Content, int]]) -> None:

@@ -26,7 +26,7 @@ from posekit.export.networks.own import detector_graph, embedder_graphs, own_pat
 from posekit.export.objects import BundledObject, bundled_object
 from posekit.export.onnx_from_network import ExportedGraph, onnx_from_network
 from posekit.export.onnx_graph import specs_from_graph
-from posekit.export.pack import Content, pack_bundle
+from posekit.export.pack import Content, check_output, pack_bundle
 from posekit.export.recipe import RANDOM, DetectorRecipe, ExportRecipe, NetworkRecipe
 from posekit.export.systems import GraphSource, PathPlan, system_named
 from posekit.runtime.backends.ort import OrtSession
@@ -90,6 +90,7 @@ def export_recipe(
     """
     start = time.perf_counter()
     _check_default_path(recipe)
+    check_output(out)
     try:
         scratch = tempfile.TemporaryDirectory(prefix=".posekit-export-", dir=out.resolve().parent)
     except OSError as error:
@@ -174,7 +175,13 @@ def _weighted(
 def _constructed(entry: NetworkRecipe | DetectorRecipe, make: Callable[..., nn.Module]) -> nn.Module:
     try:
         return make(**entry.options)
-    except TypeError as error:
+    except (
+        TypeError,
+        ValueError,
+        LookupError,
+        ArithmeticError,
+        RuntimeError,
+    ) as error:  # torch refuses in any of these
         raise _wrong(entry, f"options {entry.options}: {error}", f"options of {entry.system}") from error
 
 

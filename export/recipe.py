@@ -15,6 +15,7 @@ from posekit.runtime.crop import PRESETS, CropPreset
 from posekit.runtime.errors import InputError, RecipeError
 from posekit.runtime.manifest import ContinuousSymmetry, SolverEntry
 from posekit.runtime.records import RecordProblem, record_from
+from posekit.runtime.solvers import METHODS
 
 if sys.version_info >= (3, 11):
     import tomllib
@@ -211,6 +212,10 @@ def _network_problems(recipe: ExportRecipe) -> Problems:
             yield where, _named(entry, ("role", "crop")), 'role and crop, which network = "module:factory" needs'
         if entry.role == "correspondence" and entry.solver is None:
             yield where, "no solver", "a solver section, which role = correspondence needs"
+        if entry.solver and entry.solver.method not in METHODS:
+            yield f"{where}.solver.method", repr(entry.solver.method), f"one of {', '.join(METHODS)}"
+        if not 0 <= entry.seed < 2**63:
+            yield f"{where}.seed", entry.seed, "0 to 2**63 - 1"
         if entry.system and (entry.role or entry.threshold is not None or entry.feeds != ("crops",)):
             yield where, "role, feeds or threshold", "these only for the user's own network"
         if not set(entry.objects) <= ids:
@@ -244,6 +249,12 @@ def _detector_problems(recipe: ExportRecipe) -> Problems:
         yield f"{where}.family", repr(entry.family), "'posekit', the family of torch networks"
     if not set(entry.objects.values()) <= ids:
         yield f"{where}.objects", entry.objects, f"ids among {sorted(ids)}"
+    if entry.input_wh_px and min(entry.input_wh_px) < 1:
+        yield f"{where}.input_wh_px", list(entry.input_wh_px), "at least 1 x 1"
+    if not 0 <= entry.seed < 2**63:
+        yield f"{where}.seed", entry.seed, "0 to 2**63 - 1"
+    if any(not s > 0 for s in entry.normalise.std):
+        yield f"{where}.normalise.std", list(entry.normalise.std), "more than 0"
     for name, low, high in (("letterbox_value", 0, 255), ("score_threshold", 0, 1), ("iou_threshold", 0, 1)):
         value = getattr(entry, name)
         if value is not None and not low <= value <= high:

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
 from posekit.runtime.errors import BankError, BundleError
+from posekit.runtime.pose import ORTHONORMAL_TOLERANCE
 from posekit.runtime.tensors import Tensors, tensors_from_bytes
 
 FORMAT = "posekit-bank-1"
@@ -54,16 +57,16 @@ def bank_from_bytes(view: memoryview | bytes, what: str) -> TemplateBank:
     return TemplateBank(int(meta["object_id"]), meta["embedder_sha256"], meta, **{n: tensors.arrays[n] for n in ARRAYS})
 
 
-def check_bank_fits(bank: TemplateBank, embedder_sha256: str, crop_json: str, what: str) -> None:
-    """BankError unless this embedder, with this crop, made the bank."""
-    expected = {"embedder_sha256": embedder_sha256, "crop": crop_json}
+def check_bank_fits(bank: TemplateBank, object_id: int, embedder_sha256: str, crop_json: str, what: str) -> None:
+    """BankError unless this embedder, with this crop, made the bank, and of this object."""
+    expected = {"embedder_sha256": embedder_sha256, "crop": crop_json, "object_id": str(object_id)}
     for key, value in expected.items():
         if bank.metadata[key] != value:
             raise BankError(
-                f"{what}: {key.replace('_sha256', '')}",
+                f"{what}: {key.removesuffix('_sha256')}",
                 got=bank.metadata[key][:80],
                 expected=value[:80],
-                remedy="The bank was built by another embedder or crop. Build it again: posekit bank build.",
+                remedy="The bank is of another embedder, crop or object. Build it again: posekit bank build.",
             )
 
 
@@ -73,7 +76,7 @@ def _problem(tensors: Tensors) -> str | None:
         return f"no {missing[0]}"
     if tensors.metadata["format"] != FORMAT:
         return f"format {tensors.metadata['format']!r}"
-    if not tensors.metadata["object_id"].isdigit():
+    if not tensors.metadata["object_id"].isdecimal():
         return f"object id {tensors.metadata['object_id']!r}"
     templates = tensors.arrays["templates"]
     if templates.ndim != 3 or templates.dtype not in (np.float32, np.float16):
@@ -86,6 +89,19 @@ def _problem(tensors: Tensors) -> str | None:
         array = tensors.arrays[name]
         if array.shape != shape or array.dtype != np.float32:
             return f"{name} {array.dtype}{array.shape}"
-        if not np.isfinite(array).all():
-            return f"{name} with NaN or infinity"
-    return None
+    odd = [name for name in ARRAYS if not np.isfinite(tensors.arrays[name]).all()]
+    return f"{odd[0]} with NaN or infinity" if odd else _impossible(tensors.arrays)
+
+
+def _impossible(arrays: Mapping[str, npt.NDArray[Any]]) -> str | None:
+    """What no rendering could have given."""
+    R, boxes, K = arrays["R"].astype(np.float64), arrays["box_xyxy_px"], arrays["K"]
+    faults = {
+        "weights below 0": (arrays["weights"] < 0).any(),
+        "an R that is no rotation": (np.abs(R @ R.transpose(0, 2, 1) - np.eye(3)) > ORTHONORMAL_TOLERANCE).any()
+        or (np.linalg.det(R) < 0).any(),
+        "a t_m behind the camera": (arrays["t_m"][:, 2] <= 0).any(),
+        "an empty box": (boxes[:, 2:] <= boxes[:, :2]).any(),
+        "a K without focal lengths": K[0, 0] <= 0 or K[1, 1] <= 0 or (K[2] != [0, 0, 1]).any(),
+    }
+    return next((fault for fault, found in faults.items() if found), None)

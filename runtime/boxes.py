@@ -5,16 +5,36 @@ from __future__ import annotations
 import json
 from collections import defaultdict
 from collections.abc import Callable
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
+
+import numpy as np
 
 from posekit.runtime.bop import TrueObject, box_from_bop
 from posekit.runtime.detection import Detection, overlaps_image
 from posekit.runtime.errors import InputError, SourceError
+from posekit.runtime.records import record_from
 from posekit.runtime.sources import Frame
 
 Boxes = Callable[[Frame], list[Detection]]
 FORMS = '{"FRAME": [{"object_id", "box_xyxy_px", ["score"]}]} or BOP\'s [{"scene_id", "image_id", "category_id", "bbox", "score"}]'
+
+
+@dataclass(frozen=True)
+class _NamedRow:
+    object_id: int
+    box_xyxy_px: tuple[float, float, float, float]
+    score: float = 1.0
+
+
+@dataclass(frozen=True)
+class _BopRow:
+    scene_id: int
+    image_id: int
+    category_id: int
+    bbox: tuple[float, float, float, float]
+    score: float
 
 
 def boxes_from(source: Path | str) -> Boxes:
@@ -31,10 +51,8 @@ def boxes_from(source: Path | str) -> Boxes:
     try:
         content = json.loads(path.read_text())
         by_form = _by_image(content) if isinstance(content, list) else _by_name(content, path)
-    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError, InputError) as error:
-        raise SourceError(
-            f"box file {path}", got=f"{type(error).__name__}: {error}", expected=FORMS, remedy="Write it in that form."
-        ) from error
+    except (OSError, ValueError, AttributeError, RecursionError, InputError) as error:
+        raise SourceError(f"box file {path}", got=error, expected=FORMS, remedy="Write it in that form.") from error
     return by_form
 
 
@@ -67,7 +85,8 @@ def _true_box(true: TrueObject, frame: Frame) -> Any:
 
 
 def _by_name(content: dict[str, Any], path: Path) -> Boxes:
-    table = {name: [_detection(row) for row in rows] for name, rows in content.items()}
+    rows = {name: record_from(tuple[_NamedRow, ...], value, name) for name, value in content.items()}
+    table = {name: [Detection(r.object_id, r.score, np.array(r.box_xyxy_px)) for r in rs] for name, rs in rows.items()}
 
     def boxes(frame: Frame) -> list[Detection]:
         if frame.name not in table:
@@ -84,14 +103,9 @@ def _by_name(content: dict[str, Any], path: Path) -> Boxes:
 
 def _by_image(rows: list[dict[str, Any]]) -> Boxes:
     table: dict[tuple[int, int], list[Detection]] = defaultdict(list)
-    for row in rows:
-        detection = Detection(int(row["category_id"]), float(row["score"]), box_from_bop(row["bbox"]))
-        table[int(row["scene_id"]), int(row["image_id"])].append(detection)
+    names = {field.name for field in fields(_BopRow)}
+    for n, row in enumerate(rows):  # the format allows more keys: "time", "segmentation"
+        kept = {key: value for key, value in row.items() if key in names}
+        read = record_from(_BopRow, kept, f"[{n}]")
+        table[read.scene_id, read.image_id].append(Detection(read.category_id, read.score, box_from_bop(read.bbox)))
     return lambda frame: table.get((frame.scene_id, frame.im_id), [])
-
-
-def _detection(row: dict[str, Any]) -> Detection:
-    unknown = set(row) - {"object_id", "box_xyxy_px", "score"}
-    if unknown:
-        raise KeyError(f"unknown key {min(unknown)!r}")
-    return Detection(int(row["object_id"]), float(row.get("score", 1.0)), row["box_xyxy_px"])

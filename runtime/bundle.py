@@ -37,7 +37,7 @@ class Bundle:
     def __init__(self, path: Path | str) -> None:
         """Open and verify every member. BundleError if anything is not as the manifest says."""
         self.path = Path(path)
-        open_members = _folder_members if self.path.is_dir() else _zip_members
+        open_members = _folder_members if os.path.isdir(path) else _zip_members
         self._views, self._close = open_members(self.path)
         try:
             self.manifest = self._verified_manifest()

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cache
 
 import numpy as np
 import numpy.typing as npt
@@ -127,15 +128,16 @@ def crop(
     Raises InputError for a frame, box or camera that does not fit.
     """
     check_frame(image_rgb_u8, intrinsics)
-    box = ideal_box(checked_box(box_xyxy_px), intrinsics)
+    raw_box = checked_box(box_xyxy_px)
     wh = (intrinsics.width_px, intrinsics.height_px)
-    if not overlaps_image(box, *wh):
+    if not overlaps_image(raw_box, *wh):  # of the image as it is: undistorted, a corner may lie outside
         raise InputError(
             "box",
-            got=f"{box.round(1).tolist()}",
+            got=f"{raw_box.round(1).tolist()}",
             expected=f"a box that overlaps the {wh[0]} x {wh[1]} image",
             remedy="Drop detections outside the image.",
         )
+    box = ideal_box(raw_box, intrinsics)
     warp = crop_warp(box, preset, wh)
     pixels = _warp_pixels(image_rgb_u8, warp, intrinsics, preset.size_px, out)
     if preset.blank_outside_box:
@@ -178,11 +180,16 @@ def _warp_pixels(image: Image, warp: Array, intrinsics: Intrinsics, size_px: int
     image = np.ascontiguousarray(image)
     if not intrinsics.is_distorted:
         return np.asarray(cv2.warpAffine(image, warp, (size_px, size_px), dst=out, flags=cv2.INTER_LINEAR), np.uint8)
-    grid = np.stack(np.meshgrid(np.arange(size_px), np.arange(size_px)), axis=-1).astype(np.float64)
-    ideal = (grid - warp[:, 2]) / np.diag(warp)
+    ideal = (_pixel_grid(size_px) - warp[:, 2]) / np.diag(warp)
     source = pixels_from_rays(distort(intrinsics.rays(ideal)[..., :2], intrinsics.distortion), intrinsics.K)
     u, v = np.moveaxis(source.astype(np.float32), -1, 0)
     return np.asarray(cv2.remap(image, u, v, cv2.INTER_LINEAR, dst=out), np.uint8)
+
+
+@cache
+def _pixel_grid(size_px: int) -> Array:
+    """(S, S, 2) float64: x, y of every pixel of a crop."""
+    return np.stack(np.meshgrid(np.arange(size_px), np.arange(size_px)), axis=-1).astype(np.float64)
 
 
 def _blank_outside(pixels: Image, warp: Array, box_xyxy_px: Array) -> None:

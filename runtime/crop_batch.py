@@ -60,13 +60,17 @@ class CropBatch:
             self.crops.append(one)
 
     def feed(self, specs: Sequence[TensorSpec]) -> dict[str, npt.NDArray[np.generic]]:
-        """Views of the last cut for a graph's inputs. SpecError for an input that no frame can give."""
-        unknown = [spec.name for spec in specs if spec.name not in self._arrays]
-        if unknown:
-            raise SpecError(
-                f"graph input {unknown[0]!r}",
-                got="a name that posekit cannot feed",
-                expected=f"inputs among {', '.join(self._arrays)}",
-                remedy="Rename the input in the exported network.",
-            )
+        """Views of the last cut for a graph's inputs, which `check_feedable` has passed."""
         return {spec.name: self._arrays[spec.name][: len(self.crops)] for spec in specs}
+
+
+def check_feedable(specs: Sequence[TensorSpec]) -> None:
+    """SpecError for a graph input that no frame can give."""
+    unknown = [spec.name for spec in specs if spec.name not in ("crops", *FEEDS)]
+    if unknown:
+        raise SpecError(
+            f"graph input {unknown[0]!r}",
+            got="a name that posekit cannot feed",
+            expected=f"inputs among crops, {', '.join(FEEDS)}",
+            remedy="Rename the input in the exported network.",
+        )

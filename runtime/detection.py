@@ -28,6 +28,8 @@ class Detection:
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "box_xyxy_px", checked_box(self.box_xyxy_px))
+        if not np.isfinite(self.score):
+            raise InputError("detection score", got=self.score, expected="a finite number", remedy="Drop it.")
 
 
 @dataclass(frozen=True, eq=False)

@@ -16,7 +16,7 @@ from posekit.runtime.errors import InputError, SpecError
 from posekit.runtime.manifest import DetectorEntry
 from posekit.runtime.pose import Array
 from posekit.runtime.session import Session
-from posekit.runtime.tensor import TensorSpec
+from posekit.runtime.tensor import Shape, TensorSpec, check_shapes, shapes_fit
 from posekit.runtime.yolo_decode import Array32, Candidates, Outputs, Shapes
 
 Placement = Literal["centre", "top-left"]
@@ -164,7 +164,7 @@ class Detector:
         self._object_ids = np.array(entry.class_object_ids, dtype=np.int64)
         width, height = entry.input_wh_px
         _check_input(session.inputs, (1, height, width, 3))
-        check_shapes(entry.family, self._shapes, {spec.name: spec.shape for spec in session.outputs})
+        self._check_outputs({spec.name: spec.shape for spec in session.outputs})
         self._pixels = np.empty((1, height, width, 3), np.uint8)
 
     def detect(self, image_rgb_u8: Image) -> list[Detection]:
@@ -177,7 +177,7 @@ class Detector:
         entry, family = self.entry, self.family
         boxed = letterbox(image_rgb_u8, entry.input_wh_px, entry.letterbox_value, family.placement, out=self._pixels[0])
         outputs = self._session.run({"image": self._pixels})
-        check_shapes(entry.family, self._shapes, {name: array.shape for name, array in outputs.items()})
+        self._check_outputs({name: array.shape for name, array in outputs.items()})
         found = self._of_bundle(family.decode(outputs, entry.input_wh_px, entry.score_threshold))
         best_first = np.argsort(-found.scores, kind="stable")[:MAX_DETECTIONS]
         found = found.take(nms(found, entry.iou_threshold) if family.suppress else best_first)
@@ -189,6 +189,10 @@ class Detector:
     def close(self) -> None:
         """Close the session. Twice is harmless."""
         self._session.close()
+
+    def _check_outputs(self, shapes: dict[str, Shape]) -> None:
+        remedy = "Check the family, the input size and the number of classes of the detector entry."
+        check_shapes(f"a {self.entry.family} detector", self._shapes, shapes, remedy)
 
     def _of_bundle(self, found: Candidates) -> Candidates:
         """Without the classes that are no object of this bundle. SpecError for a class that the entry does not know."""
@@ -213,32 +217,9 @@ def boxes_in_image(boxes: Array32, boxed: Letterboxed, image_wh_px: tuple[int, i
     return np.asarray(np.clip(edges, 0.0, np.tile(np.array(image_wh_px, dtype=np.float64), 2)) - 0.5)
 
 
-def check_shapes(family: str, expected: Shapes, got: dict[str, tuple[int | str, ...]]) -> None:
-    """SpecError unless every output of the family is there with its shape; a string is an axis of any size."""
-    for name, shape in expected.items():
-        found = got.get(name)
-        if found is None or not _fits(found, shape):
-            raise SpecError(
-                f"output {name!r} of a {family} detector",
-                got="no such output" if found is None else _written(found),
-                expected=_written(shape),
-                remedy="Check the family, the input size and the number of classes of the detector entry.",
-            )
-
-
-def _fits(got: Sequence[int | str], expected: Sequence[int | str]) -> bool:
-    return len(got) == len(expected) and all(
-        isinstance(a, str) or isinstance(b, str) or a == b for a, b in zip(got, expected, strict=True)
-    )
-
-
-def _written(shape: Sequence[int | str]) -> str:
-    return f"({', '.join(map(str, shape))})"
-
-
 def _check_input(inputs: Sequence[TensorSpec], shape: tuple[int, ...]) -> None:
     fits = len(inputs) == 1 and inputs[0].name == "image" and inputs[0].dtype == "uint8"
-    if not fits or not _fits(inputs[0].shape, shape):
+    if not fits or not shapes_fit(inputs[0].shape, shape):
         raise SpecError(
             "detector graph",
             got=", ".join(map(str, inputs)) or "no input",

@@ -6,6 +6,8 @@ from collections.abc import Sequence
 from types import TracebackType
 from typing import TYPE_CHECKING
 
+import numpy as np
+
 from posekit.runtime.backends import open_session
 from posekit.runtime.bundle import Bundle
 from posekit.runtime.crop import Image, check_frame
@@ -96,6 +98,7 @@ class PoseEstimator:
                 expected=f"one of {list(self.object_ids)}",
                 remedy=f"Path {self.path_name!r} does not know that object: filter the boxes or export it.",
             )
+        image_rgb_u8 = np.ascontiguousarray(image_rgb_u8)  # once, not per crop
         estimates: list[PoseEstimate] = []
         for start in range(0, len(detections), CROPS_AT_ONCE):
             estimates += self._estimate_some(image_rgb_u8, intrinsics, detections[start : start + CROPS_AT_ONCE])

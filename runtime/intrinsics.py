@@ -11,6 +11,7 @@ import numpy.typing as npt
 
 from posekit.runtime.errors import InputError
 from posekit.runtime.pose import Array
+from posekit.runtime.records import record_from
 
 DISTORTION_LENGTHS = (0, 4, 5, 8, 12, 14)  # what cv2.projectPoints accepts
 
@@ -43,7 +44,7 @@ class Intrinsics:
 
     def undistorted(self) -> Intrinsics:
         """The ideal camera with the same K."""
-        return replace(self, distortion=())
+        return replace(self, distortion=()) if self.is_distorted else self
 
     def project(self, points_m: npt.ArrayLike) -> Array:
         """Camera-frame points (..., 3), metres -> pixels (..., 2), through the distortion."""
@@ -117,23 +118,32 @@ def _tilt(tx_rad: float, ty_rad: float) -> Array:
     return np.asarray(np.array([[R[2, 2], 0, -R[0, 2]], [0, R[2, 2], -R[1, 2]], [0, 0, 1]]) @ R)
 
 
+@dataclass(frozen=True)
+class _CameraFile:
+    fx: float
+    fy: float
+    cx: float
+    cy: float
+    width: int
+    height: int
+    skew: float = 0.0
+    distortion: tuple[float, ...] = ()
+    depth_scale: float | None = None
+
+
 def intrinsics_from_json(path: Path | str) -> Intrinsics:
     """Read a camera file: {"fx", "fy", "cx", "cy", "width", "height", ["skew"], ["distortion": [...]]}.
 
     The same keys as BOP's camera.json, plus distortion. Unknown keys are refused, except BOP's "depth_scale".
     """
     try:
-        raw = json.loads(Path(path).read_text())
-        known = {"fx", "fy", "cx", "cy", "width", "height", "skew", "distortion", "depth_scale"}
-        unknown = set(raw) - known
-        if unknown:
-            raise KeyError(f"unknown keys {sorted(unknown)}")
-        K = np.array([[raw["fx"], raw.get("skew", 0.0), raw["cx"]], [0, raw["fy"], raw["cy"]], [0, 0, 1]], float)
-        return Intrinsics(K, int(raw["width"]), int(raw["height"]), tuple(raw.get("distortion", ())))
-    except (OSError, ValueError, KeyError, TypeError) as error:
+        row = record_from(_CameraFile, json.loads(Path(path).read_text()), "camera")
+        K = np.array([[row.fx, row.skew, row.cx], [0.0, row.fy, row.cy], [0.0, 0.0, 1.0]])
+        return Intrinsics(K, row.width, row.height, row.distortion)
+    except (OSError, ValueError, RecursionError, InputError) as error:
         raise InputError(
             f"camera file {path}",
-            got=f"{type(error).__name__}: {error}",
+            got=error,
             expected='JSON with "fx", "fy", "cx", "cy", "width", "height" and, if any, "distortion"',
             remedy="Write the camera's intrinsics in pixels into that form.",
         ) from error

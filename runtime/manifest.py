@@ -12,6 +12,7 @@ from posekit.runtime.records import RecordProblem, plain_from, record_from
 from posekit.runtime.tensor import TensorSpec
 
 FORMAT = 1
+MIN_CORRESPONDENCES = 4  # three give up to four poses
 DTYPES = (
     "float32", "float16", "float64", "uint8", "int8", "uint16", "int16", "uint32", "int32", "uint64", "int64", "bool",
 )  # fmt: skip
@@ -66,7 +67,10 @@ class ObjectEntry:
 
 @dataclass(frozen=True)
 class SolverEntry:
-    """How correspondences become a pose; a preset of posekit.runtime.solvers."""
+    """How correspondences become a pose: method, a row of posekit.runtime.solvers.METHODS, and its options.
+
+    reprojection_px: of an inlier at most, in crop pixels.   mask_threshold: probability above which a cell counts.
+    """
 
     method: str
     iterations: int
@@ -74,6 +78,17 @@ class SolverEntry:
     min_correspondences: int = 6
     mask_threshold: float = 0.5
     refine: bool = True
+
+    def __post_init__(self) -> None:
+        counts = self.iterations >= 1 and self.min_correspondences >= MIN_CORRESPONDENCES
+        if not (counts and self.reprojection_px > 0 and 0 <= self.mask_threshold < 1):
+            raise InputError(
+                "solver",
+                got=str(self),
+                expected=f"iterations >= 1, min_correspondences >= {MIN_CORRESPONDENCES}, reprojection_px > 0, "
+                "mask_threshold from 0 to below 1",
+                remedy="Correct the solver section of the recipe.",
+            )
 
 
 @dataclass(frozen=True)
@@ -181,6 +196,8 @@ def _cross_check(manifest: Manifest) -> None:
             raise RecordProblem(f"Manifest.paths.{name}", "no matcher or bank", "a matcher and one bank per object id")
         if path.kind == "correspondence" and path.solver is None:
             raise RecordProblem(f"Manifest.paths.{name}", "no solver", "a solver section")
+        if path.kind == "bank" and "fp32" not in manifest.graphs[path.graph].variants:
+            raise RecordProblem(f"Manifest.graphs.{path.graph}.variants", "no fp32", "fp32, which banks are bound to")
 
 
 def _check_values(manifest: Manifest, ids: set[int]) -> None:
@@ -196,9 +213,17 @@ def _check_values(manifest: Manifest, ids: set[int]) -> None:
             raise RecordProblem(f"Manifest.objects.{entry.id}.symmetries_discrete", "other sizes", "16 numbers each")
         if not entry.diameter_m > 0:
             raise RecordProblem(f"Manifest.objects.{entry.id}.diameter_m", entry.diameter_m, "more than 0")
-    if manifest.detector and not set(manifest.detector.class_object_ids) <= {-1, *ids}:
-        got = manifest.detector.class_object_ids
+    if manifest.detector:
+        _check_detector(manifest.detector, ids)
+
+
+def _check_detector(entry: DetectorEntry, ids: set[int]) -> None:
+    if not set(entry.class_object_ids) <= {-1, *ids}:
+        got = entry.class_object_ids
         raise RecordProblem("Manifest.detector.class_object_ids", got, f"-1 or ids among {sorted(ids)}")
+    for name, low, high in (("letterbox_value", 0, 255), ("score_threshold", 0, 1), ("iou_threshold", 0, 1)):
+        if not low <= getattr(entry, name) <= high:
+            raise RecordProblem(f"Manifest.detector.{name}", getattr(entry, name), f"{low} to {high}")
 
 
 def _references(manifest: Manifest) -> list[tuple[str, str, set[str]]]:

@@ -1,4 +1,8 @@
-"""The three ways from crops to poses; each manifest path kind is a row of PATHS."""
+"""The three ways from crops to poses; each manifest path kind is a row of PATHS.
+
+A graph that breaks its contract (names, shapes, an index out of range) is refused. One that keeps it and says nonsense
+of a crop (NaN, no rotation, behind the camera, nothing alike) has found nothing there: that crop alone has no pose.
+"""
 
 from __future__ import annotations
 
@@ -11,19 +15,32 @@ import numpy.typing as npt
 from posekit.runtime.backends import open_session
 from posekit.runtime.bank import TemplateBank, bank_from_bytes, check_bank_fits
 from posekit.runtime.bundle import Bundle
-from posekit.runtime.crop_batch import CropBatch
+from posekit.runtime.crop_batch import CropBatch, check_feedable
 from posekit.runtime.decode import pose_from_template
 from posekit.runtime.detection import Detection
-from posekit.runtime.errors import InputError, SpecError
+from posekit.runtime.errors import SpecError
 from posekit.runtime.intrinsics import Intrinsics
-from posekit.runtime.manifest import PathEntry, PathKind, SolverEntry
+from posekit.runtime.manifest import PathEntry, PathKind, Role, SolverEntry
 from posekit.runtime.pose import Array, Pose, nearest_rotation
 from posekit.runtime.profiler import Stage
 from posekit.runtime.records import json_from_record
 from posekit.runtime.session import Session
-from posekit.runtime.solvers import pose_from_correspondences
+from posekit.runtime.solvers import check_method, pose_from_correspondences
+from posekit.runtime.tensor import Feed, Shape, check_shapes
 
 Found = tuple[Pose, float]
+Outputs = dict[str, npt.NDArray[Any]]
+
+ROTATION_TOLERANCE = 1e-2  # of a graph's R in reduced precision; what is farther off is no rotation
+EXPORT_AGAIN = "Give the exported graph the outputs of its role (README, Graphs), or name another graph."
+
+# Role -> outputs with their shapes; a string is an axis of any size. README, "Graphs".
+OUTPUTS: dict[Role, dict[str, Shape]] = {
+    "embedder": {"descriptors": ("batch", "L", "C")},
+    "matcher": {"index": ("batch", "k"), "score": ("batch", "k")},
+    "pose": {"R": ("batch", 3, 3), "t": ("batch", 3), "score": ("batch",)},
+    "correspondence": {"mask": ("batch", "h", "w"), "coords_m": ("batch", "h", "w", 3)},
+}
 
 
 class PosePath(Protocol):
@@ -37,27 +54,57 @@ class PosePath(Protocol):
     def sessions(self) -> tuple[Session, ...]: ...
 
 
+class _Graph:
+    """One graph of a path on its session, whose outputs are checked when it is opened and after every run."""
+
+    def __init__(self, bundle: Bundle, name: str, backend: str, role: Role) -> None:
+        self._what, self._outputs = f"{role} graph {name!r}", OUTPUTS[role]
+        self.session = open_session(bundle, name, backend=backend)
+        shapes = {spec.name: spec.shape for spec in self.session.outputs}
+        check_shapes(self._what, self._outputs, shapes, EXPORT_AGAIN)
+
+    def run(self, feed: Feed, batch: int) -> Outputs:
+        out = self.session.run(feed)
+        expected = {name: (batch, *shape[1:]) for name, shape in self._outputs.items()}
+        check_shapes(self._what, expected, {name: array.shape for name, array in out.items()}, EXPORT_AGAIN)
+        return out
+
+
+class _CropGraph(_Graph):
+    """A graph that is fed with the crops of a frame."""
+
+    def __init__(self, bundle: Bundle, name: str, backend: str, role: Role) -> None:
+        super().__init__(bundle, name, backend, role)
+        check_feedable(self.session.inputs)
+
+    def of(self, batch: CropBatch) -> Outputs:
+        return self.run(batch.feed(self.session.inputs), len(batch.crops))
+
+
 class RegressorPath:
     """A pose graph says R, t and score itself."""
 
     def __init__(self, bundle: Bundle, entry: PathEntry, backend: str) -> None:
-        self._pose = open_session(bundle, entry.graph, backend=backend)
-        self.sessions: tuple[Session, ...] = (self._pose,)
+        self._pose = _CropGraph(bundle, entry.graph, backend, "pose")
+        self.sessions: tuple[Session, ...] = (self._pose.session,)
 
     def poses(
         self, batch: CropBatch, detections: Sequence[Detection], intrinsics: Intrinsics, stage: Stage
     ) -> list[Found | None]:
         with stage("network"):
-            out = self._pose.run(batch.feed(self._pose.inputs))
+            out = self._pose.of(batch)
         with stage("decode"):
             return [_regressed(R, t, float(s)) for R, t, s in zip(out["R"], out["t"], out["score"], strict=True)]
 
 
 def _regressed(R: Array, t: Array, score: float) -> Found | None:
-    """A network may say nonsense: a pose behind the camera or not finite is not found."""
+    """A network may say nonsense: what is not finite, no rotation, or behind the camera is not found."""
     if not (np.isfinite(R).all() and np.isfinite(t).all() and np.isfinite(score)) or t[2] <= 0:
         return None
-    return Pose(nearest_rotation(R), t), score
+    rotation = nearest_rotation(R)
+    if np.abs(rotation - R).max() > ROTATION_TOLERANCE:  # the nearest rotation to zeros would be an invention
+        return None
+    return Pose(rotation, t), score
 
 
 class CorrespondencePath:
@@ -65,15 +112,16 @@ class CorrespondencePath:
 
     def __init__(self, bundle: Bundle, entry: PathEntry, backend: str) -> None:
         assert entry.solver is not None  # the manifest's cross-check
+        check_method(entry.solver)
         self._solver: SolverEntry = entry.solver
-        self._maps = open_session(bundle, entry.graph, backend=backend)
-        self.sessions: tuple[Session, ...] = (self._maps,)
+        self._maps = _CropGraph(bundle, entry.graph, backend, "correspondence")
+        self.sessions: tuple[Session, ...] = (self._maps.session,)
 
     def poses(
         self, batch: CropBatch, detections: Sequence[Detection], intrinsics: Intrinsics, stage: Stage
     ) -> list[Found | None]:
         with stage("network"):
-            out = self._maps.run(batch.feed(self._maps.inputs))
+            out = self._maps.of(batch)
         with stage("solve"):
             K_crops = [crop.K for crop in batch.crops]
             return [
@@ -91,7 +139,8 @@ def solved(
 ) -> Found | None:
     """Maps of one crop -> pose. mask: (h, w) probability.  coords_m: (h, w, 3) object frame.
 
-    Score: mean mask probability of the cells used, times the share of them that the pose explains.
+    Cells that are not finite are not used. Score: mean mask probability of the cells used, times the share of them
+    that the pose explains.
     """
     if mask.shape != coords_m.shape[:2]:
         raise SpecError(
@@ -100,7 +149,7 @@ def solved(
             expected="(h, w) and (h, w, 3)",
             remedy="Correct the graph's outputs.",
         )
-    rows, columns = np.nonzero((mask > solver.mask_threshold) & np.isfinite(coords_m).all(axis=2))
+    rows, columns = np.nonzero((mask > solver.mask_threshold) & np.isfinite(mask) & np.isfinite(coords_m).all(axis=2))
     cell_px = crop_px / np.array([mask.shape[1], mask.shape[0]])
     pixels = (np.stack([columns, rows], axis=1) + 0.5) * cell_px - 0.5
     solution = pose_from_correspondences(coords_m[rows, columns], pixels, K_crop, solver)
@@ -116,14 +165,14 @@ class BankPath:
         assert entry.matcher is not None  # the manifest's cross-check
         graph = bundle.manifest.graphs[entry.graph]
         sha256 = bundle.manifest.files[graph.variants["fp32"]].sha256
-        self._embedder = open_session(bundle, entry.graph, backend=backend)
-        self._matcher = open_session(bundle, entry.matcher, backend=backend)
-        self.sessions: tuple[Session, ...] = (self._embedder, self._matcher)
+        self._embedder = _CropGraph(bundle, entry.graph, backend, "embedder")
+        self._matcher = _Graph(bundle, entry.matcher, backend, "matcher")
+        self.sessions: tuple[Session, ...] = (self._embedder.session, self._matcher.session)
         self._banks: dict[int, TemplateBank] = {}
         self._bound: dict[int, dict[str, npt.NDArray[np.generic]]] = {}
         for object_id, member in entry.banks.items():
             bank = bank_from_bytes(bundle.read(member), f"bank {member}")
-            check_bank_fits(bank, sha256, json_from_record(entry.crop), f"bank {member}")
+            check_bank_fits(bank, int(object_id), sha256, json_from_record(entry.crop), f"bank {member}")
             self._banks[int(object_id)] = bank
             templates = np.ascontiguousarray(bank.templates, dtype=np.float32)
             self._bound[int(object_id)] = {"templates": templates, "weights": bank.weights}
@@ -132,13 +181,13 @@ class BankPath:
         self, batch: CropBatch, detections: Sequence[Detection], intrinsics: Intrinsics, stage: Stage
     ) -> list[Found | None]:
         with stage("network"):
-            descriptors = self._embedder.run(batch.feed(self._embedder.inputs))["descriptors"]
+            descriptors = self._embedder.of(batch)["descriptors"]
         found: list[Found | None] = [None] * len(detections)
         for object_id, bound in self._bound.items():
             mine = [i for i, detection in enumerate(detections) if detection.object_id == object_id]
             if mine:
                 with stage("retrieve"):
-                    out = self._matcher.run({"descriptors": descriptors[mine], **bound})
+                    out = self._matcher.run({"descriptors": descriptors[mine], **bound}, len(mine))
                 with stage("decode"):
                     for i, index, score in zip(mine, out["index"][:, 0], out["score"][:, 0], strict=True):
                         found[i] = _template_pose(
@@ -149,9 +198,11 @@ class BankPath:
 
 def _template_pose(
     bank: TemplateBank, index: int, batch: CropBatch, i: int, intrinsics: Intrinsics, score: float
-) -> Found:
+) -> Found | None:
+    if not (np.isfinite(score) and score > 0):  # nothing alike: whichever view comes first is no answer
+        return None
     if not 0 <= index < len(bank.R):
-        raise InputError(
+        raise SpecError(
             "matcher index", got=index, expected=f"0 to {len(bank.R) - 1}", remedy="Export the matcher again."
         )
     R = nearest_rotation(bank.R[index])

@@ -6,6 +6,7 @@ stops a run, a full disk included, leaves the partial file with whole lines only
 
 from __future__ import annotations
 
+import errno
 import json
 import math
 import os
@@ -81,6 +82,8 @@ class ResultsWriter:
         self.partial_path = self.path.with_name(self.path.name + ".partial")
         self.n_records = 0
         self._line, header = _row(self.path, FORMS)
+        if self.path.is_dir():
+            raise self._failed(IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR)))
         try:
             self._file = open(self.partial_path, "xb", buffering=0)  # noqa: SIM115  the writer owns it until close()
         except FileExistsError as error:
@@ -92,7 +95,11 @@ class ResultsWriter:
             ) from error
         except OSError as error:
             raise self._failed(error) from error
-        self._append(header)
+        try:
+            self._append(header)
+        except OutputError:
+            self.partial_path.unlink()
+            raise
 
     def __enter__(self) -> ResultsWriter:
         return self
@@ -132,6 +139,9 @@ class ResultsWriter:
             self._file.truncate(good)
             self._file.close()
             raise self._failed(error) from error
+        except KeyboardInterrupt:
+            self._file.truncate(good)
+            raise
 
     def _failed(self, error: OSError) -> OutputError:
         kept = f"{self.n_records} estimates are kept in {self.partial_path}. " if self.n_records else ""

@@ -13,6 +13,9 @@ from posekit.runtime.manifest import SolverEntry
 from posekit.runtime.pose import Array, Pose, nearest_rotation
 
 RANSAC_CONFIDENCE = 0.999
+MIN_INLIER_SHARE = 0.05  # random maps reach 1 % by chance
+MIN_WIDTH = 1e-3  # of a point set per its length: below, a turn about the line through the points goes unseen
+MIN_WIDTH_PX = 0.1  # of the pixels: below, the object could be at any distance
 
 
 @dataclass(frozen=True, eq=False)
@@ -32,29 +35,50 @@ def pose_from_correspondences(
 ) -> Solution | None:
     """Object points (N, 3), metres, seen at ideal pixels (N, 2) of a camera K (3, 3) -> the pose, or None.
 
-    None means not found: too few pairs, no consensus, or an object behind the camera. Deterministic.
+    None means not found: too few pairs, no consensus, pairs on one line or in one pixel, or an object behind the
+    camera. Deterministic.
     Raises InputError for arrays that do not fit or an unknown method, BackendError when its library is missing.
     """
     X, u, K_ = (np.ascontiguousarray(a, dtype=np.float64) for a in (points_m, pixels, K))
     _check(X, u, solver)
     if len(X) < solver.min_correspondences:
         return None
+    u, K_ = without_skew(u, K_)
     found = METHODS[solver.method](X, u, K_, solver)
     if found is None:
         return None
     pose, inliers = found
-    if inliers.sum() < solver.min_correspondences or pose.t_m[2] <= 0:
+    enough = max(solver.min_correspondences, MIN_INLIER_SHARE * len(X))
+    if inliers.sum() < enough or not _fixes_a_pose(X[inliers], u[inliers]):
         return None
     if solver.refine:
         pose = refined(pose, X[inliers], u[inliers], K_)
-    error = reprojection_px(pose, X[inliers], u[inliers], K_)
-    if pose.t_m[2] <= 0 or not np.isfinite(error).all():
+    if pose.t_m[2] <= 0 or (pose.apply(X[inliers])[:, 2] <= 0).any():
         return None
-    return Solution(pose, inliers, float(np.sqrt((error**2).mean())))
+    error_px = float(np.sqrt((reprojection_px(pose, X[inliers], u[inliers], K_) ** 2).mean()))
+    # A refinement can run away from its start: then the pairs do not agree on this pose.
+    return Solution(pose, inliers, error_px) if error_px <= solver.reprojection_px else None
+
+
+def without_skew(pixels: Array, K: Array) -> tuple[Array, Array]:
+    """Pixels (N, 2) as a camera without skew sees them, and its K (3, 3): the libraries ignore K[0, 1]."""
+    if K[0, 1] == 0:
+        return pixels, K
+    shift = K[0, 1] * (pixels[:, 1] - K[1, 2]) / K[1, 1]
+    upright = K.copy()
+    upright[0, 1] = 0.0
+    return np.stack([pixels[:, 0] - shift, pixels[:, 1]], axis=1), upright
+
+
+def _fixes_a_pose(points_m: Array, pixels: Array) -> bool:
+    """Whether the points span a plane at least, and their pixels more than a line."""
+    length, width, _ = np.linalg.svd(points_m - points_m.mean(axis=0), compute_uv=False)
+    width_px = np.linalg.svd(pixels - pixels.mean(axis=0), compute_uv=False)[1] / np.sqrt(len(pixels))
+    return bool(width > MIN_WIDTH * length and width_px > MIN_WIDTH_PX)
 
 
 def reprojection_px(pose: Pose, points_m: Array, pixels: Array, K: Array) -> Array:
-    """Distances (N,) between projected points and their pixels."""
+    """Distances (N,) between projected points and their pixels. The points are in front of the camera."""
     projected = pose.apply(points_m) @ K.T
     return np.asarray(np.linalg.norm(projected[:, :2] / projected[:, 2:] - pixels, axis=1))
 
@@ -73,10 +97,15 @@ def _check(points_m: Array, pixels: Array, solver: SolverEntry) -> None:
     if not fits or not (np.isfinite(points_m).all() and np.isfinite(pixels).all()):
         raise InputError(
             "correspondences",
-            got=f"points {points_m.shape}, pixels {pixels.shape}, finite: {bool(np.isfinite(points_m).all())}",
+            got=f"points {points_m.shape}, pixels {pixels.shape}" + ", NaN or infinity" * fits,
             expected="points (N, 3) and pixels (N, 2), finite",
             remedy="Drop pairs without a coordinate before solving.",
         )
+    check_method(solver)
+
+
+def check_method(solver: SolverEntry) -> None:
+    """InputError unless `method` is a row of METHODS."""
     if solver.method not in METHODS:
         raise InputError(
             "solver method",
@@ -91,16 +120,19 @@ def _opencv_ransac(flag_name: str) -> Method:
         import cv2
 
         cv2.setRNGSeed(0)  # the same pairs give the same pose
-        ok, rotvec, t, kept = cv2.solvePnPRansac(
-            X,
-            u,
-            K,
-            None,
-            iterationsCount=solver.iterations,
-            reprojectionError=solver.reprojection_px,
-            confidence=RANSAC_CONFIDENCE,
-            flags=getattr(cv2, flag_name),
-        )
+        try:
+            ok, rotvec, t, kept = cv2.solvePnPRansac(
+                X,
+                u,
+                K,
+                None,
+                iterationsCount=solver.iterations,
+                reprojectionError=solver.reprojection_px,
+                confidence=RANSAC_CONFIDENCE,
+                flags=getattr(cv2, flag_name),
+            )
+        except cv2.error:  # an assertion that the pairs of some sample spread: they are degenerate
+            return None
         if not ok or kept is None or not (np.isfinite(rotvec).all() and np.isfinite(t).all()):
             return None
         inliers = np.zeros(len(X), dtype=bool)

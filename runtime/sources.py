@@ -5,6 +5,7 @@ Nothing is converted silently: what is not 8-bit colour at the size of the intri
 
 from __future__ import annotations
 
+import os
 import re
 import time
 from collections.abc import Generator, Iterator
@@ -62,7 +63,7 @@ def frames_from(source: Path | str, intrinsics: Intrinsics | None = None) -> Fra
     Raises SourceError for what cannot be read, InputError for frames that do not fit the intrinsics.
     """
     path, name = Path(source), str(source)
-    if not path.exists():
+    if not os.path.exists(path):  # Path.exists raises where a folder above may not be looked into
         if name.isdecimal():
             return _camera_frames(int(name), _required(intrinsics, f"camera {name}"))
         raise SourceError(
@@ -72,7 +73,12 @@ def frames_from(source: Path | str, intrinsics: Intrinsics | None = None) -> Fra
             remedy="Check it.",
         )
     if path.is_dir():
-        return _bop_frames(path, intrinsics) if is_bop(path) else _folder_frames(path, _required(intrinsics, name))
+        try:
+            return _bop_frames(path, intrinsics) if is_bop(path) else _folder_frames(path, _required(intrinsics, name))
+        except OSError as error:
+            raise SourceError(
+                f"folder {path}", got=error, expected="a folder that can be read", remedy="Check its permissions."
+            ) from error
     if path.suffix.lower() in IMAGE_SUFFIXES:
         return Frames(_image_frames([path], _required(intrinsics, name)), 1)
     return _video_frames(path, _required(intrinsics, name))

@@ -11,6 +11,7 @@ import numpy.typing as npt
 from posekit.runtime.errors import SpecError
 
 Feed = Mapping[str, npt.NDArray[np.generic]]
+Shape = tuple[int | str, ...]
 
 
 @dataclass(frozen=True)
@@ -19,10 +20,10 @@ class TensorSpec:
 
     name: str
     dtype: str
-    shape: tuple[int | str, ...]
+    shape: Shape
 
     def __str__(self) -> str:
-        return f"{self.name} {self.dtype}({', '.join(map(str, self.shape))})"
+        return f"{self.name} {self.dtype}{written(self.shape)}"
 
 
 def check_feed(feed: Feed, specs: Sequence[TensorSpec]) -> None:
@@ -48,6 +49,31 @@ def check_feed(feed: Feed, specs: Sequence[TensorSpec]) -> None:
             raise SpecError(
                 f"input {spec.name!r}",
                 got=f"{array.dtype}{array.shape}",
-                expected=f"{spec.dtype}({', '.join(map(str, spec.shape))})" + (f" with {known}" if known else ""),
+                expected=f"{spec.dtype}{written(spec.shape)}" + (f" with {known}" if known else ""),
                 remedy="Crops come from posekit.runtime.crop, geometry from the estimator.",
             )
+
+
+def check_shapes(what: str, expected: Mapping[str, Shape], got: Mapping[str, Shape], remedy: str) -> None:
+    """SpecError unless every expected output of `what` is there with its shape; a string is an axis of any size."""
+    for name, shape in expected.items():
+        found = got.get(name)
+        if found is None or not shapes_fit(found, shape):
+            raise SpecError(
+                f"output {name!r} of {what}",
+                got="no such output" if found is None else written(found),
+                expected=written(shape),
+                remedy=remedy,
+            )
+
+
+def shapes_fit(got: Shape, expected: Shape) -> bool:
+    """Whether two shapes can be the same; a string is an axis of any size."""
+    return len(got) == len(expected) and all(
+        isinstance(a, str) or isinstance(b, str) or a == b for a, b in zip(got, expected, strict=True)
+    )
+
+
+def written(shape: Shape) -> str:
+    """For messages."""
+    return f"({', '.join(map(str, shape))})"

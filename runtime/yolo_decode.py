@@ -12,11 +12,12 @@ import numpy as np
 import numpy.typing as npt
 
 from posekit.runtime.errors import BackendError
+from posekit.runtime.tensor import Shape
 
 Array32 = npt.NDArray[np.float32]
 Labels = npt.NDArray[np.int64]
 Outputs = Mapping[str, npt.NDArray[np.generic]]
-Shapes = dict[str, tuple[int | str, ...]]
+Shapes = dict[str, Shape]
 
 YOLOX_STRIDES_PX = (8, 16, 32)
 

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from posekit.export.bank import BuiltBank, Progress, build_bank
 from posekit.export.mesh import Unit, read_mesh
-from posekit.export.pack import Content, pack_bundle
+from posekit.export.pack import Content, check_output, pack_bundle
 from posekit.export.recipe import BankRecipe
 from posekit.runtime.backends.ort import OrtSession
 from posekit.runtime.bundle import Bundle
@@ -32,6 +32,7 @@ class BankRequest:
 def rebuild_bank(request: BankRequest, progress: Progress) -> BuiltBank:
     """Render the mesh, embed the views, write the bundle anew; everything else in it stays as it is, byte for byte."""
     model = read_mesh(request.mesh, request.unit)
+    check_output(request.output)
     with Bundle(request.bundle) as bundle, tempfile.TemporaryDirectory(dir=request.output.resolve().parent) as folder:
         path = _bank_path(bundle, request)
         graph = bundle.manifest.graphs[path.graph].variants["fp32"]

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from enum import Enum
 from pathlib import Path
 from typing import Annotated, Any
@@ -9,7 +12,7 @@ from typing import Annotated, Any
 import typer
 from typer.core import TyperGroup
 
-from posekit.runtime.errors import BackendError, PosekitError
+from posekit.runtime.errors import BackendError, OutputError, PosekitError
 
 INVALID_INPUT, ENVIRONMENT = 2, 3
 # What a missing module needs; cv2 and onnxruntime come as system packages on some devices.
@@ -24,9 +27,12 @@ class Boundary(TyperGroup):
 
     def invoke(self, ctx: Any) -> Any:
         try:
-            return super().invoke(ctx)
+            with _warnings_shown():
+                return super().invoke(ctx)
         except PosekitError as error:
             raise _exit(error) from error
+        except KeyboardInterrupt as error:
+            raise _exit(_stopped()) from error
         except ModuleNotFoundError as error:
             if error.name not in EXTRAS:
                 raise
@@ -38,6 +44,33 @@ def _exit(error: PosekitError) -> typer.Exit:
 
     show_error(error)
     return typer.Exit(ENVIRONMENT if isinstance(error, BackendError) else INVALID_INPUT)
+
+
+def _stopped() -> PosekitError:
+    return OutputError(
+        "posekit",
+        got="a stop (Ctrl-C)",
+        expected="the end of the command",
+        remedy="What it should have replaced is unchanged. Run it again.",
+    )
+
+
+@contextmanager
+def _warnings_shown() -> Iterator[None]:
+    """A posekit warning is one line on stderr, without the place in the code."""
+    from posekit.render import show_warning
+
+    with warnings.catch_warnings():
+        python_shows = warnings.showwarning
+
+        def show(message: Warning | str, category: type[Warning], *place: Any, **rest: Any) -> None:
+            if category.__module__.startswith("posekit."):
+                show_warning(str(message))
+            else:
+                python_shows(message, category, *place, **rest)
+
+        warnings.showwarning = show
+        yield
 
 
 def _missing(module: str) -> BackendError:

@@ -43,6 +43,11 @@ def show_error(error: PosekitError) -> None:
     Console(stderr=True).print(Panel(body, title=type(error).__name__, border_style="red", title_align="left"))
 
 
+def show_warning(text: str) -> None:
+    """One line on stderr."""
+    print(f"warning: {text}", file=sys.stderr)
+
+
 def show_json(value: Any) -> None:
     """One JSON object on stdout and nothing else."""
     print(json.dumps(plain_from(value), indent=1, ensure_ascii=False))

@@ -124,6 +124,7 @@ def run_sequence(request: RunRequest, progress: Progress) -> RunOutcome:
         tally, scores = _Tally(), list[FrameScore]()
         sinks: list[Sink] = [tally.add]
         if request.overlays:
+            _check_apart(request.overlays, Path(request.source))
             sinks.append(_overlay_sink(bundle, request.overlays))
         if request.score:
             sinks.append(_score_sink(bundle, estimator, scores))
@@ -227,6 +228,17 @@ def _score_sink(bundle: Bundle, estimator: PoseEstimator, scores: list[FrameScor
         scores.extend(FrameScore(result.frame.name, score) for score in found)
 
     return score
+
+
+def _check_apart(folder: Path, source: Path) -> None:
+    """InputError where overlays would take the place of the images they are drawn on."""
+    if folder.resolve() in (source.resolve(), source.resolve().parent):
+        raise InputError(
+            f"overlays {folder}",
+            got="the folder of the source",
+            expected="another folder",
+            remedy="Name another one: images of the same name would be replaced.",
+        )
 
 
 def _overlay_sink(bundle: Bundle, folder: Path) -> Sink:

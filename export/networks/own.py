@@ -24,17 +24,14 @@ from posekit.export.systems import GraphSource, PathPlan
 from posekit.runtime.crop_batch import FEEDS
 from posekit.runtime.errors import ExportError, RecipeError
 from posekit.runtime.manifest import Role, SolverEntry
+from posekit.runtime.paths import OUTPUTS as PATH_OUTPUTS
 from posekit.runtime.tensor import TensorSpec
+from posekit.runtime.yolo_decode import Shapes, posekit_shapes
 
 TRIAL_SIZES = {"batch": 2, "views": 7}
 
-# Role -> outputs with their shapes for a batch of B; letters are any size, equal letters equal sizes.
-OUTPUTS: dict[Role, dict[str, tuple[int | str, ...]]] = {
-    "embedder": {"descriptors": ("B", "L", "C")},
-    "pose": {"R": ("B", 3, 3), "t": ("B", 3), "score": ("B",)},
-    "correspondence": {"mask": ("B", "h", "w"), "coords_m": ("B", "h", "w", 3)},
-    "detector": {"boxes": (1, "K", 4), "scores": (1, "K"), "labels": (1, "K")},
-}
+# Role -> outputs with their shapes; a word is any size, equal words equal sizes.
+OUTPUTS: dict[Role, Shapes] = {**PATH_OUTPUTS, "detector": posekit_shapes((0, 0), 0)}
 
 
 class OwnEmbedder(nn.Module):
@@ -140,7 +137,7 @@ def trial(source: GraphSource) -> dict[str, tuple[int, ...]]:
         raise _breaks(f"{type(error).__name__}: {str(error)[:200]}", wanted) from error
     tensors: Sequence[Any] = (found,) if isinstance(found, Tensor) else tuple(found)
     shapes = [tuple(t.shape) if isinstance(t, Tensor) else type(t).__name__ for t in tensors]
-    sizes: dict[str, int] = {"B": TRIAL_SIZES["batch"]}
+    sizes: dict[str, int] = {"batch": TRIAL_SIZES["batch"]}
     if len(shapes) != len(expected) or not all(map(_fits, shapes, expected.values(), [sizes] * len(shapes))):
         raise _breaks(f"shapes {shapes}", wanted)
     return dict(zip(expected, (tuple(t.shape) for t in tensors), strict=True))

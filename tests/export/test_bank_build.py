@@ -83,7 +83,7 @@ def test_the_runtime_reads_what_was_built(toy: TemplateBank) -> None:
     np.testing.assert_allclose(toy.weights.sum(axis=0), 1, rtol=1e-5)
     assert ((toy.weights == 0) | np.isclose(toy.weights, toy.weights.max(axis=0))).all()
     assert (toy.t_m[:, :2] == 0).all()
-    check_bank_fits(toy, SHA, json_from_record(PRESET), "bank")
+    check_bank_fits(toy, toy.object_id, SHA, json_from_record(PRESET), "bank")
     views = json.loads(toy.metadata["views"])
     assert (views["sphere"], views["in_plane_steps"]) == (42, 4)
     assert views["distance_m"] == pytest.approx(float(toy.t_m[0, 2]))
