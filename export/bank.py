@@ -104,6 +104,7 @@ def build_bank(
             "R": rotations.astype(np.float32),
             "t_m": np.tile(np.array([0.0, 0.0, distance_m], np.float32), (count, 1)),
             "box_xyxy_px": boxes,
+            "centre_m": model.bbox_centre_m.astype(np.float32),
             "K": camera.K.astype(np.float32),
         }
         metadata = {
@@ -148,14 +149,17 @@ def bank_rotations(recipe: BankRecipe) -> Array:
 
 
 def template_camera(model: ObjectModel, preset: CropPreset, distance_m: float | None) -> tuple[Intrinsics, float]:
-    """(camera, distance of the object's origin): the sphere about the origin that holds the object fills FILL of it."""
-    radius = float(np.linalg.norm(model.vertices_m, axis=1).max())
+    """(camera, distance of the object's centre): the sphere about the centre that holds the object fills FILL of it.
+
+    The centre is that of the mesh's box, wherever its origin is.
+    """
+    radius = float(np.linalg.norm(model.vertices_m - model.bbox_centre_m, axis=1).max())
     distance = DISTANCE_DIAMETERS * 2 * radius if distance_m is None else distance_m
     if distance <= radius * 1.05:
         raise ExportError(
             "bank distance_m",
             got=f"{distance:g} m",
-            expected=f"more than {radius * 1.05:.3g} m: the object reaches {radius:.3g} m from its origin",
+            expected=f"more than {radius * 1.05:.3g} m: the object reaches {radius:.3g} m from its centre",
             remedy="Increase distance_m or leave it out.",
         )
     side = round(OVERSIZE * preset.size_px)
@@ -167,13 +171,14 @@ def template_camera(model: ObjectModel, preset: CropPreset, distance_m: float | 
 def templates(
     model: ObjectModel, rotations: Array, camera: Intrinsics, distance_m: float, recipe: BankRecipe
 ) -> Iterator[Template]:
-    """Rendered views, object origin on the optical axis. ExportError for a view that shows nothing."""
+    """Rendered views, object centre on the optical axis. ExportError for a view that shows nothing."""
     renderer, lighting = Renderer({0: model}), headlight()
     t_m = np.array([0.0, 0.0, distance_m])
     upright: tuple[Image, npt.NDArray[np.bool_], Array] | None = None
     for index, R in enumerate(rotations):
         if upright is None or recipe.in_plane == "render" or index % recipe.in_plane_steps == 0:
-            rendering = renderer.render([(0, Pose(R, t_m))], camera, recipe.supersample)
+            centred = Pose(R, t_m - R @ model.bbox_centre_m)
+            rendering = renderer.render([(0, centred)], camera, recipe.supersample)
             upright = shade(rendering, lighting), rendering.mask, R
         image, mask = _turned(*upright, R, camera)
         yield Template(image, mask, R, template_box(mask, f"view {index}"))

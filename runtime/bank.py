@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -15,7 +16,8 @@ from posekit.runtime.tensors import Tensors, tensors_from_bytes
 
 FORMAT = "posekit-bank-1"
 METADATA = ("format", "object_id", "embedder_sha256", "precision", "crop", "views")
-ARRAYS = ("templates", "weights", "R", "t_m", "box_xyxy_px", "K")
+ARRAYS = ("templates", "weights", "R", "t_m", "centre_m", "box_xyxy_px", "K")
+OBJECT_ID = re.compile("[0-9]{1,10}")
 MIN_VIEWS = 5  # the matcher returns its best five
 
 
@@ -24,7 +26,8 @@ class TemplateBank:
     """N views of one object, L places per view, C channels.
 
     templates: (L, C, N) float32 or float16, unit length along C.   weights: (L, N) float32, mask / |mask|.
-    R: (N, 3, 3) as rendered, object on the optical axis.   t_m: (N, 3) template translation.
+    R: (N, 3, 3) as rendered.   centre_m: (3,) the point in the object frame that the template camera looks at.
+    t_m: (N, 3) of that point in the camera: on the optical axis.
     box_xyxy_px: (N, 4) and K: (3, 3) of the template camera.
     """
 
@@ -35,6 +38,7 @@ class TemplateBank:
     weights: npt.NDArray[np.float32]
     R: npt.NDArray[np.float32]
     t_m: npt.NDArray[np.float32]
+    centre_m: npt.NDArray[np.float32]
     box_xyxy_px: npt.NDArray[np.float32]
     K: npt.NDArray[np.float32]
 
@@ -76,15 +80,16 @@ def _problem(tensors: Tensors) -> str | None:
         return f"no {missing[0]}"
     if tensors.metadata["format"] != FORMAT:
         return f"format {tensors.metadata['format']!r}"
-    if not tensors.metadata["object_id"].isdecimal():
-        return f"object id {tensors.metadata['object_id']!r}"
+    if not OBJECT_ID.fullmatch(tensors.metadata["object_id"]):
+        return f"object id {tensors.metadata['object_id'][:20]!r}"
     templates = tensors.arrays["templates"]
     if templates.ndim != 3 or templates.dtype not in (np.float32, np.float16):
         return f"templates {templates.dtype}{templates.shape}"
     places, _, views = templates.shape
     if views < MIN_VIEWS:
         return f"{views} views"
-    shapes = {"weights": (places, views), "R": (views, 3, 3), "t_m": (views, 3), "box_xyxy_px": (views, 4), "K": (3, 3)}
+    per_view = {"weights": (places, views), "R": (views, 3, 3), "t_m": (views, 3), "box_xyxy_px": (views, 4)}
+    shapes: dict[str, tuple[int, ...]] = {**per_view, "centre_m": (3,), "K": (3, 3)}
     for name, shape in shapes.items():
         array = tensors.arrays[name]
         if array.shape != shape or array.dtype != np.float32:

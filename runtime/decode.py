@@ -8,6 +8,8 @@ import numpy.typing as npt
 from posekit.runtime.errors import InputError
 from posekit.runtime.pose import Array, Pose, ego_from_allo
 
+ORIGIN = (0.0, 0.0, 0.0)
+
 
 def box_translation(
     box_xyxy_px: npt.ArrayLike,
@@ -19,7 +21,7 @@ def box_translation(
     """Translation (3,), metres, of an object that looks like a template, from the two boxes.
 
     z scales with the ratio of box diagonals and focal lengths; x, y are those of the box centre, less the template's own
-    offset between box centre and object origin, which in metres is the same at every distance (Sundermeyer et al.,
+    offset between box centre and object centre, which in metres is the same at every distance (Sundermeyer et al.,
     Augmented Autoencoders, ECCV 2018; systems P2).
     A perfect template with perfect boxes is still 1.4 % off in z on average: perspective foreshortens.
     """
@@ -27,7 +29,7 @@ def box_translation(
     K_q, K_t, t = np.asarray(K, np.float64), np.asarray(template_K, np.float64), np.asarray(template_t_m, np.float64)
     focal_ratio = np.hypot(K_q[0, 0], K_q[1, 1]) / np.hypot(K_t[0, 0], K_t[1, 1])
     z = t[2] * _diagonal(template_box) / _diagonal(box) * focal_ratio
-    offset = _on_plane(_centre(template_box), K_t) * t[2] - t[:2]  # box centre minus object origin, metres
+    offset = _on_plane(_centre(template_box), K_t) * t[2] - t[:2]  # box centre minus object centre, metres
     return np.array([*(_on_plane(_centre(box), K_q) * z - offset), z])
 
 
@@ -38,10 +40,16 @@ def pose_from_template(
     template_box_xyxy_px: npt.ArrayLike,
     template_K: npt.ArrayLike,
     template_t_m: npt.ArrayLike,
+    centre_m: npt.ArrayLike = ORIGIN,
 ) -> Pose:
-    """The best template's rotation, seen where the box is: box rule, then allocentric to egocentric."""
+    """The best template's rotation, seen where the box is: box rule, then allocentric to egocentric.
+
+    centre_m: (3,) the point in the object frame that the template camera looked at; template_t_m is of that point.
+    A mesh's origin may be at its corner: the rays that matter go through its middle.
+    """
     t_m = box_translation(box_xyxy_px, K, template_box_xyxy_px, template_K, template_t_m)
-    return Pose(ego_from_allo(R_allo, t_m), t_m)
+    R = ego_from_allo(R_allo, t_m)
+    return Pose(R, t_m - R @ np.asarray(centre_m, np.float64))
 
 
 def site_from_translation(

@@ -206,8 +206,8 @@ def _template_pose(
             "matcher index", got=index, expected=f"0 to {len(bank.R) - 1}", remedy="Export the matcher again."
         )
     R = nearest_rotation(bank.R[index])
-    box = batch.crops[i].box_xyxy_px
-    return pose_from_template(R, box, intrinsics.K, bank.box_xyxy_px[index], bank.K, bank.t_m[index]), score
+    template = (bank.box_xyxy_px[index], bank.K, bank.t_m[index], bank.centre_m)
+    return pose_from_template(R, batch.crops[i].box_xyxy_px, intrinsics.K, *template), score
 
 
 PATHS: dict[PathKind, Callable[[Bundle, PathEntry, str], PosePath]] = {

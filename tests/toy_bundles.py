@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -53,6 +54,35 @@ def graph_bytes(
     model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 19)], ir_version=9)
     onnx.checker.check_model(model)
     return bytes(model.SerializeToString())
+
+
+def constant_graph(role: Role, inputs: tuple[TensorSpec, ...], **outputs: np.ndarray) -> tuple[bytes, GraphEntry]:
+    """The same outputs for every row of the first input. A row whose least number is negative gives NaN, where it can."""
+    first = inputs[0].name
+    axes = list(range(1, len(inputs[0].shape)))
+    nodes = [
+        helper.make_node("Shape", [first], ["batch"], start=0, end=1),
+        helper.make_node("Cast", [first], ["float"], to=T.FLOAT),
+        helper.make_node("ReduceMin", ["float", "axes"], ["least"], keepdims=0),
+        helper.make_node("Sqrt", ["least"], ["root"]),
+        helper.make_node("Mul", ["root", "zero"], ["poison"]),
+    ]
+    constants = {"axes": np.array(axes), "zero": np.zeros(1, np.float32)}
+    specs = []
+    for name, value in outputs.items():
+        kind = "int64" if value.dtype.kind == "i" else "float32"
+        specs.append(TensorSpec(name, kind, ("batch", *value.shape)))
+        constants |= {f"{name}0": value.astype(kind)[None], f"{name}_ones": np.ones(value.ndim, np.int64)}
+        constants[f"{name}_column"] = np.array([-1] + [1] * value.ndim)
+        tiled = name if kind == "int64" else f"{name}_tiled"
+        nodes.append(helper.make_node("Concat", ["batch", f"{name}_ones"], [f"{name}_repeats"], axis=0))
+        nodes.append(helper.make_node("Tile", [f"{name}0", f"{name}_repeats"], [tiled]))
+        if kind == "float32":
+            nodes.append(helper.make_node("Reshape", ["poison", f"{name}_column"], [f"{name}_poison"]))
+            nodes.append(helper.make_node("Add", [tiled, f"{name}_poison"], [name]))
+    content = graph_bytes(nodes, inputs, tuple(specs), **constants)
+    member = {"correspondence": "maps"}.get(role, role)
+    return content, _entry(role, f"{member}.onnx", inputs, tuple(specs))
 
 
 def _pose_graph(t_of_box: np.ndarray) -> tuple[bytes, GraphEntry]:
@@ -157,6 +187,7 @@ def bank_bytes(embedder_sha256: str, crop: CropPreset = CROP, object_id: int = 1
         "weights": np.ones((1, n), np.float32),
         "R": R,
         "t_m": np.tile(np.array([0, 0, 1], np.float32), (n, 1)),
+        "centre_m": np.zeros(3, np.float32),
         "box_xyxy_px": np.tile(np.array([40, 40, 60, 60], np.float32), (n, 1)),
         "K": np.array([[100, 0, 50], [0, 100, 50], [0, 0, 1]], np.float32),
     } | changes
@@ -177,14 +208,17 @@ def write_toy_bundle(
     mask: np.ndarray | None = None,
     coords_m: np.ndarray | None = None,
     bank: bytes | None = None,
+    replaced: Mapping[str, tuple[bytes, GraphEntry]] | None = None,
 ) -> Path:
-    """A bundle with the three kinds of path, for objects 1 and 2."""
+    """A bundle with the three kinds of path, for objects 1 and 2. replaced: graphs by name, instead of the right ones."""
     pose, pose_entry = _pose_graph(np.zeros((4, 3)) if t_of_box is None else t_of_box)
     embedder, embedder_entry = _embedder_graph()
     matcher, matcher_entry = _matcher_graph()
     maps, maps_entry = _maps_graph(
         np.zeros((8, 8)) if mask is None else mask, np.zeros((8, 8, 3)) if coords_m is None else coords_m
     )
+    if replaced and "embedder" in replaced:
+        embedder, embedder_entry = replaced["embedder"]
     sha256 = hashlib.sha256(embedder).hexdigest()
     members = {
         "pose.onnx": pose,
@@ -215,6 +249,8 @@ def write_toy_bundle(
         default_path="regressor",
         files={},
     )
+    for name, (content, entry) in (replaced or {}).items():
+        members[f"{name}.onnx"], manifest.graphs[name] = content, entry
     pack_bundle(path, manifest, members)
     return path
 

@@ -21,7 +21,7 @@ from posekit.export.bank import (
     template_box,
     template_camera,
 )
-from posekit.export.mesh import ObjectModel, model_from_arrays
+from posekit.export.mesh import ObjectModel, model_from_arrays, transformed
 from posekit.export.recipe import BankRecipe
 from posekit.export.render import Renderer, headlight, shade
 from posekit.runtime.bank import TemplateBank, bank_from_bytes, check_bank_fits
@@ -116,6 +116,24 @@ def test_every_view_finds_itself_and_another_camera_gets_the_pose(model: ObjectM
     angles_deg, shifts_m = np.rad2deg([a for a, _ in errors]), np.array([s for _, s in errors])
     assert np.median(angles_deg) < 1.0
     assert np.median(shifts_m) < 0.02
+
+
+def test_where_the_meshs_origin_is_does_not_matter(model: ObjectModel, toy: TemplateBank, tmp_path: Path) -> None:
+    """Drawn from a corner instead of the middle: the same pictures, and a pose of the other origin."""
+    shift_m = np.array([0.2, -0.1, 0.05])
+    moved = built(transformed(model, np.eye(3), shift_m), tmp_path / "moved.safetensors")
+    np.testing.assert_allclose(moved.centre_m - toy.centre_m, shift_m, atol=1e-6)
+    np.testing.assert_allclose(moved.box_xyxy_px, toy.box_xyxy_px, atol=1.0)  # float32 vertices move an edge by a pixel
+    assert np.quantile(np.abs(moved.templates - toy.templates), 0.99) < 0.05
+    K = np.array([[500.0, 0, 300], [0, 500, 260], [0, 0, 1]])
+    for i in range(0, len(toy.R), 13):
+        box = (toy.box_xyxy_px[i], toy.K)
+        there, here = (
+            pose_from_template(toy.R[i], [400, 200, 460, 280], K, *box, toy.t_m[i], centre)
+            for centre in (moved.centre_m, toy.centre_m)
+        )
+        corner = np.array([0.03, 0.05, -0.08])
+        np.testing.assert_allclose(there.apply(corner + shift_m), here.apply(corner), atol=1e-6)
 
 
 def test_turning_a_picture_is_nearly_rendering_it_turned(model: ObjectModel, toy: TemplateBank, tmp_path: Path) -> None:
