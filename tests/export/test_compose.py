@@ -152,19 +152,24 @@ def test_without_jitter_the_box_is_that_of_the_mask(small_views: Views, monkeypa
     assert len(boxes) == 12
 
 
-def test_occlusion_leaves_enough_of_the_silhouette(small_views: Views) -> None:
+@pytest.mark.parametrize("least", [MIN_VISIBLE, 0.6, 0.8])
+def test_occlusion_leaves_enough_of_the_silhouette(
+    small_views: Views, least: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also after two occluders, and where large ones would hide all of it."""
+    monkeypatch.setattr(compose, "MIN_VISIBLE", least)
+    monkeypatch.setattr(compose, "OCCLUDER_PX", (50, 250))
     shares = []
-    for seed in range(60):
-        rng = np.random.default_rng(seed)
+    for seed in range(120):
         whole = np.pad(small_views.objects[seed % 3].arrays["mask"][seed % 8] > 0, 48)
         picture = np.full((CANVAS_PX, CANVAS_PX, 3), 7, np.uint8)
         before = picture.copy()
-        over, visible = compose._occluded(picture, whole, small_views, rng)
+        over, visible = compose._occluded(picture, whole, small_views, np.random.default_rng(seed))
         np.testing.assert_array_equal(picture, before)
         assert not (visible & ~whole).any()
-        assert (over[visible] != before[visible]).any(axis=-1).mean() < 0.05  # the rims of occluders, at most
+        assert (over[visible] != before[visible]).any(axis=-1).mean() < 0.15  # the rims of occluders, at most
         shares.append(np.count_nonzero(visible) / np.count_nonzero(whole))
-    assert MIN_VISIBLE <= min(shares) < 0.7
+    assert least <= min(shares) < least + 0.2
     assert max(shares) == 1.0
 
 
