@@ -6,6 +6,7 @@ import hashlib
 import os
 import pickle
 import sys
+import warnings
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from importlib import import_module, invalidate_caches
@@ -149,7 +150,9 @@ def _read_safetensors(path: Path) -> Any:
 
 
 def _read_torch(path: Path) -> Any:
-    return torch.load(path, map_location="cpu", weights_only=True)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # torch wonders about pickles that it then refuses
+        return torch.load(path, map_location="cpu", weights_only=True)
 
 
 def _why_unsafe(error: Exception) -> str:

@@ -51,7 +51,11 @@ def boxes_from(source: Path | str) -> Boxes:
     try:
         content = json.loads(path.read_text())
         by_form = _by_image(content) if isinstance(content, list) else _by_name(content, path)
-    except (OSError, ValueError, AttributeError, RecursionError, InputError) as error:
+    except InputError as error:
+        raise SourceError(
+            f"box file {path}, {error.what}", got=error.got, expected=error.expected, remedy=error.remedy
+        ) from error
+    except (OSError, ValueError, AttributeError, RecursionError) as error:
         raise SourceError(f"box file {path}", got=error, expected=FORMS, remedy="Write it in that form.") from error
     return by_form
 

@@ -140,7 +140,11 @@ def intrinsics_from_json(path: Path | str) -> Intrinsics:
         row = record_from(_CameraFile, json.loads(Path(path).read_text()), "camera")
         K = np.array([[row.fx, row.skew, row.cx], [0.0, row.fy, row.cy], [0.0, 0.0, 1.0]])
         return Intrinsics(K, row.width, row.height, row.distortion)
-    except (OSError, ValueError, RecursionError, InputError) as error:
+    except InputError as error:
+        raise InputError(
+            f"camera file {path}", got=error.got, expected=error.expected, remedy="Correct the file."
+        ) from error
+    except (OSError, ValueError, RecursionError) as error:
         raise InputError(
             f"camera file {path}",
             got=error,

@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 
 from posekit.export.atomic import replacing, write_whole
-from posekit.export.pack import ALIGNMENT, pack_bundle
+from posekit.export.pack import ALIGNMENT, check_output, pack_bundle
 from posekit.runtime.bundle import LOCAL_HEADER_BYTES, MANIFEST, Bundle
 from posekit.runtime.crop import CropPreset
 from posekit.runtime.errors import ExportError, OutputError, SourceError
@@ -106,6 +106,18 @@ def test_an_unusable_folder_is_an_output_error(tmp_path: Path) -> None:
     for folder in (tmp_path / "file", tmp_path / "absent"):
         with pytest.raises(OutputError, match="writable folder"):
             pack_bundle(folder / "toy.posekit", TOY, MEMBERS)
+
+
+def test_a_place_that_cannot_be_written_is_known_before_the_work(tmp_path: Path) -> None:
+    """Nothing that stands there and is no bundle is replaced: a recipe, say."""
+    (tmp_path / "recipe.toml").write_text("name = 1")
+    for place in (tmp_path / "recipe.toml", tmp_path, tmp_path / "absent" / "x", tmp_path / "recipe.toml" / "x"):
+        with pytest.raises(OutputError, match=f"output {place}"):
+            check_output(place)
+    pack_bundle(tmp_path / "toy.posekit", TOY, MEMBERS)
+    check_output(tmp_path / "toy.posekit")
+    check_output(tmp_path / "new.posekit")
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["recipe.toml", "toy.posekit"]
 
 
 def test_a_missing_member_file_is_a_source_error(tmp_path: Path) -> None:

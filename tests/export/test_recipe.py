@@ -82,6 +82,7 @@ checkpoint = "random"
 """
 
 
+SOLVER = 'solver = {method = "epnp-ransac", iterations = 100, reprojection_px = 3}'
 OWN_DETECTOR = """
 checkpoint = "random"
 [detector]
@@ -153,6 +154,12 @@ def test_a_recipe_is_hashed_and_its_paths_start_at_its_folder(tmp_path: Path) ->
         ),
         ('system = "tram3d"', 'system = "tram3d"\nnormalise = {std = [0, 1, 1]}', "normalise.std"),
         ('checkpoint = "random"', "", "no key 'checkpoint'"),
+        ('checkpoint = "random"', 'checkpoint = "random"\nseed = -1', "seed"),
+        ('checkpoint = "random"', 'checkpoint = "random"\nseed = 9223372036854775808', "seed"),
+        ('checkpoint = "random"', 'checkpoint = "random"\n' + SOLVER.replace("epnp-ransac", "magic"), "epnp-ransac"),
+        ('checkpoint = "random"', 'checkpoint = "random"\n' + SOLVER.replace("100", "0"), "iterations >= 1"),
+        ('checkpoint = "random"', OWN_DETECTOR + "normalise = {std = [1, 0, 1]}", "detector.normalise.std"),
+        ('checkpoint = "random"', OWN_DETECTOR.replace("input_wh_px = [", "input_wh_px = [-"), "input_wh_px"),
         ('checkpoint = "random"', 'checkpoint = "random"\n[detector]\nfamily = "yolov8"', "none of them"),
         (
             'checkpoint = "random"',

@@ -160,6 +160,8 @@ def test_a_good_bundle_opens(tmp_path: Path) -> None:
 def test_no_bundle_there(tmp_path: Path) -> None:
     with pytest.raises(BundleError, match="No such file"):
         Bundle(tmp_path / "absent.posekit")
+    with pytest.raises(BundleError, match="name too long"):
+        Bundle(tmp_path / ("x" * 5000))
 
 
 @pytest.fixture(scope="module")

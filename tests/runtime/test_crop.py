@@ -162,6 +162,16 @@ def test_bad_boxes_are_refused(image: np.ndarray, box: list[float], cause: str) 
 def test_bad_boxes_are_no_detections() -> None:
     with pytest.raises(InputError, match="box"):
         Detection(1, 0.5, np.array([5.0, 5.0, 1.0, 9.0]))
+    with pytest.raises(InputError, match="score"):
+        Detection(1, float("nan"), np.array([5.0, 5.0, 9.0, 9.0]))
+
+
+def test_a_corner_that_undistorts_to_outside_the_image_is_cropped() -> None:
+    camera = Intrinsics(CAMERA.K, 640, 480, (-0.35, 0.1, 0.0, 0.0))
+    bright = np.full((480, 640, 3), 200, np.uint8)
+    cut = crop(bright, [-0.5, -0.5, 11.5, 9.5], camera, PRESET)
+    assert cut.box_xyxy_px.max() < 0
+    assert cut.pixels.mean() > 50
 
 
 @pytest.mark.parametrize(

@@ -85,12 +85,22 @@ def test_camera_file(tmp_path: Path) -> None:
         '{"fx": 0, "fy": 1, "cx": 1, "cy": 1, "width": 4, "height": 4}',
         '{"fx": 1, "fy": 1, "cx": 1, "cy": 1, "width": 4, "height": 4, "focal": 3}',
         '{"fx": "a", "fy": 1, "cx": 1, "cy": 1, "width": 4, "height": 4}',
+        '{"fx": "600", "fy": 1, "cx": 1, "cy": 1, "width": 4, "height": 4}',
+        '{"fx": NaN, "fy": 1, "cx": 1, "cy": 1, "width": 4, "height": 4}',
+        '{"fx": 1, "fy": 1, "cx": 1, "cy": 1, "width": "4", "height": 4}',
+        '{"fx": 1, "fy": 1, "cx": 1, "cy": 1, "width": 4.5, "height": 4}',
+        '{"fx": 1, "fy": 1, "cx": 1, "cy": 1, "width": Infinity, "height": 4}',
+        '{"fx": 1, "fy": 1, "cx": 1, "cy": 1, "width": true, "height": 4}',
+        '{"fx": 1, "fy": 1, "cx": 1, "cy": 1, "width": 4, "height": 4, "distortion": "12345"}',
+        '{"fx": 1, "fy": 1, "cx": 1, "cy": 1, "width": 4, "height": 4, "distortion": [1]}',
+        '{"fx": 1' + "0" * 400 + ', "fy": 1, "cx": 1, "cy": 1, "width": 4, "height": 4}',
+        "[" * 100_000,
     ],
 )
 def test_bad_camera_files_are_refused(tmp_path: Path, text: str) -> None:
     path = tmp_path / "camera.json"
     path.write_text(text)
-    with pytest.raises(InputError):
+    with pytest.raises(InputError, match=r"camera file .*camera\.json"):
         intrinsics_from_json(path)
 
 

@@ -144,6 +144,12 @@ MANIFEST: dict[str, Any] = {
 }
 
 
+DETECTOR = {
+    "graph": "embedder", "family": "posekit", "input_wh_px": [64, 64], "letterbox_value": 114,
+    "class_object_ids": [1], "score_threshold": 0.3, "iou_threshold": 0.5,
+}  # fmt: skip
+
+
 def changed(path: tuple[Any, ...], value: Any) -> str:
     manifest = json.loads(json.dumps(MANIFEST))
     place = manifest
@@ -183,11 +189,23 @@ def test_a_manifest_survives_its_own_text() -> None:
         (("paths", "main", "crop", "rule"), "hexagon", "hexagon"),
         (("paths", "main", "crop", "size_px"), -4, "size_px"),
         (("reports",), {"parity": "gone"}, "gone"),
+        (("paths", "main", "solver"), {"method": "p3p-ransac", "iterations": 0, "reprojection_px": 1}, "iterations"),
+        (("detector",), DETECTOR | {"class_object_ids": [7]}, "class_object_ids"),
+        (("detector",), DETECTOR | {"letterbox_value": 300}, "letterbox_value"),
+        (("detector",), DETECTOR | {"score_threshold": -1}, "score_threshold"),
     ],
 )
 def test_a_manifest_that_contradicts_itself_is_refused(path: tuple[Any, ...], value: Any, named: str) -> None:
     with pytest.raises(BundleError, match=named):
         manifest_from_json(changed(path, value))
+
+
+def test_a_bank_needs_the_graph_that_it_is_bound_to() -> None:
+    manifest = json.loads(json.dumps(MANIFEST))
+    manifest["graphs"]["embedder"]["variants"] = {"int8": "e.onnx"}
+    manifest["paths"]["main"] |= {"kind": "bank", "matcher": "embedder", "banks": {"1": "a.st"}}
+    with pytest.raises(BundleError, match="no fp32"):
+        manifest_from_json(json.dumps(manifest))
 
 
 @pytest.mark.parametrize(

@@ -8,6 +8,7 @@ import resource
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -168,6 +169,47 @@ def test_a_full_disk_keeps_whole_lines_and_says_where(tmp_path: Path, form: str)
     assert 0 < len(kept) == writer.n_records < 100
     assert str(writer.partial_path) in str(caught.value)
     assert not path.exists()
+
+
+def test_a_disk_without_room_for_a_header_is_left_as_it_was(tmp_path: Path) -> None:
+    with file_size_limit(10), pytest.raises(OutputError, match="room"):
+        ResultsWriter(tmp_path / "poses.csv")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_folder_of_that_name_is_said_before_work_starts(tmp_path: Path) -> None:
+    (tmp_path / "poses.csv").mkdir()
+    with pytest.raises(OutputError, match="Is a directory"):
+        ResultsWriter(tmp_path / "poses.csv")
+    assert [p.name for p in tmp_path.iterdir()] == ["poses.csv"]
+
+
+def test_ctrl_c_within_a_line_leaves_whole_lines(tmp_path: Path) -> None:
+    class Interrupted:
+        """Writes half of what it is given, then the user presses Ctrl-C."""
+
+        def __init__(self, file: Any) -> None:
+            self.file: Any = file
+            self.stop: bool = False
+
+        def write(self, data: memoryview) -> int:
+            if self.stop:
+                raise KeyboardInterrupt
+            self.stop = True
+            return int(self.file.write(data[: len(data) // 2]))
+
+        def __getattr__(self, name: str) -> Any:
+            return getattr(self.file, name)
+
+    def interrupted() -> None:
+        with ResultsWriter(tmp_path / "poses.jsonl") as writer:
+            writer.write([record(1)])
+            writer._file = Interrupted(writer._file)  # type: ignore[assignment]
+            writer.write([record(2)])
+
+    with pytest.raises(KeyboardInterrupt):
+        interrupted()
+    assert [r.im_id for r in read_results(tmp_path / "poses.jsonl.partial")] == [1]
 
 
 def test_a_folder_that_is_not_there_is_said_before_work_starts(tmp_path: Path) -> None:

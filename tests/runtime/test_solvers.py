@@ -91,6 +91,90 @@ def test_one_point_many_times_is_no_pose(method: str) -> None:
     )
 
 
+def with_noise(n: int = 60) -> np.ndarray:
+    return np.random.default_rng(4).normal(0, 0.2, (n, 2))
+
+
+TRUTH = Pose.from_rotvec([0.4, -0.9, 0.2], [0.05, -0.02, 0.7])
+FLAT, LINE = points(60) * [1, 1, 0], points(60) * [1, 0, 0]
+
+
+@methods
+def test_a_flat_object_has_a_pose(method: str) -> None:
+    solution = pose_from_correspondences(FLAT, seen(TRUTH, FLAT) + with_noise(), K, replace(SOLVER, method=method))
+    assert solution is not None
+    assert rotation_angle_rad(solution.cam_from_obj.R, TRUTH.R) < np.radians(0.5)
+    assert np.allclose(solution.cam_from_obj.t_m, TRUTH.t_m, atol=2e-3)
+
+
+@methods
+def test_four_pairs_have_a_pose_where_four_are_asked_for(method: str) -> None:
+    solver = replace(SOLVER, method=method, min_correspondences=4)
+    solution = pose_from_correspondences(points(4), seen(TRUTH, points(4)), K, solver)
+    assert solution is not None
+    assert rotation_angle_rad(solution.cam_from_obj.R, TRUTH.R) < 1e-4
+
+
+@methods
+@pytest.mark.parametrize(
+    ("object_points", "pixels"),
+    [
+        (LINE, seen(TRUTH, LINE)),
+        (LINE, seen(TRUTH, LINE) + with_noise()),
+        (np.repeat(points(2), 30, axis=0), seen(TRUTH, np.repeat(points(2), 30, axis=0))),
+        (points(60), np.full((60, 2), 300.0)),
+        (points(60), np.full((60, 2), 300.0) + 0.1 * with_noise()),
+        (np.tile(points(1), (60, 1)), seen(TRUTH, points(60))),
+    ],
+    ids=["line", "noisy line", "two points", "one pixel", "nearly one pixel", "one point"],
+)
+def test_pairs_that_fix_no_pose_give_none(method: str, object_points: np.ndarray, pixels: np.ndarray) -> None:
+    assert pose_from_correspondences(object_points, pixels, K, replace(SOLVER, method=method)) is None
+
+
+@methods
+def test_three_points_many_times_give_none_or_what_they_support(method: str) -> None:
+    """Three points have up to four poses; a refinement that runs away from them is not one."""
+    X = np.repeat(points(3), 20, axis=0)
+    solution = pose_from_correspondences(X, seen(TRUTH, X), K, replace(SOLVER, method=method))
+    assert solution is None or solution.reprojection_px <= SOLVER.reprojection_px
+
+
+@methods
+@pytest.mark.parametrize("seed", range(6))
+def test_maps_of_noise_are_no_pose(method: str, seed: int) -> None:
+    """Of a thousand random pairs some always agree by chance."""
+    rng = np.random.default_rng(seed)
+    pixels = rng.uniform(0, 128, (1000, 2)) + [256, 176]
+    X = rng.uniform(-0.08, 0.08, (1000, 3))
+    assert pose_from_correspondences(X, pixels, K, replace(SOLVER, method=method)) is None
+
+
+@methods
+def test_skewed_pixels_are_understood(method: str) -> None:
+    skewed = K + np.array([[0, 40.0, 0], [0, 0, 0], [0, 0, 0]])
+    p = TRUTH.apply(points(60)) @ skewed.T
+    solution = pose_from_correspondences(points(60), p[:, :2] / p[:, 2:], skewed, replace(SOLVER, method=method))
+    assert solution is not None
+    assert rotation_angle_rad(solution.cam_from_obj.R, TRUTH.R) < 1e-4
+    assert solution.reprojection_px < 1e-2
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"iterations": 0},
+        {"min_correspondences": 3},
+        {"reprojection_px": 0.0},
+        {"mask_threshold": 1.0},
+        {"mask_threshold": -0.1},
+    ],
+)
+def test_options_that_mean_nothing_are_refused(change: dict[str, float]) -> None:
+    with pytest.raises(InputError, match="solver"):
+        replace(SOLVER, **change)  # type: ignore[arg-type]
+
+
 def test_nan_and_shapes_are_refused() -> None:
     X, u = points(10), np.zeros((10, 2))
     for bad in ((X[:9], u), (X, u[:, :1]), (np.where(X > 0, np.nan, X), u), (X, u + np.inf)):

@@ -84,6 +84,18 @@ def test_another_size_than_the_intrinsics_is_refused(tmp_path: Path) -> None:
         next(frames)
 
 
+def test_a_folder_that_may_not_be_looked_into_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def denied(self: Path) -> None:
+        raise PermissionError(13, "Permission denied")
+
+    save(tmp_path / "1.png", picture())
+    monkeypatch.setattr(Path, "iterdir", denied)
+    with pytest.raises(SourceError, match="Permission denied"):
+        frames_from(tmp_path, CAMERA)
+    with pytest.raises(SourceError, match="nothing there"):
+        frames_from("x" * 5000, CAMERA)
+
+
 def test_what_is_no_source_says_so(tmp_path: Path) -> None:
     with pytest.raises(SourceError, match="nothing there"):
         frames_from(tmp_path / "absent", CAMERA)

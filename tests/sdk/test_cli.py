@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import builtins
 import json
+import resource
 import subprocess
 import sys
-from collections.abc import Callable
+import warnings
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -232,6 +235,85 @@ def test_a_keyboard_stop_keeps_results(bundle: Path, images: Path, tmp_path: Pat
     message = refused(*with_boxes(bundle, images), "-o", tmp_path / "poses.jsonl", "--overlay", tmp_path / "seen")
     assert "a stop after 2 frames" in message
     assert "2 estimates so far are kept in" in message
+
+
+@pytest.mark.parametrize(
+    "module", ["export.pipeline.export_recipe", "bank_build.rebuild_bank", "runtime.bundle.Bundle"]
+)
+def test_ctrl_c_is_one_sentence(bundle: Path, tmp_path: Path, monkeypatch: Any, module: str) -> None:
+    def stopped(*_: object, **__: object) -> None:
+        raise KeyboardInterrupt
+
+    (tmp_path / "recipe.toml").write_text(TOY_RECIPE)
+    commands = {
+        "export.pipeline.export_recipe": ["export", tmp_path / "recipe.toml", "-o", tmp_path / "x.posekit"],
+        "bank_build.rebuild_bank": ["bank", "build", bundle, "--object", 1, "--mesh", "m.ply", "--unit", "mm"],
+        "runtime.bundle.Bundle": ["inspect", bundle],
+    }
+    monkeypatch.setattr(f"posekit.{module}", stopped)
+    before = bundle.read_bytes()
+    assert "a stop (Ctrl-C)" in refused(*commands[module])
+    assert bundle.read_bytes() == before
+    assert not (tmp_path / "x.posekit").exists()
+
+
+def test_overlays_do_not_replace_the_images_they_are_drawn_on(bundle: Path, images: Path) -> None:
+    before = {path.name: path.read_bytes() for path in images.iterdir()}
+    run = with_boxes(bundle, images)
+    assert "folder of the source" in refused(*run, "--overlay", images)
+    run[2] = images / "0.png"
+    assert "folder of the source" in refused(*run, "--overlay", images / "..//images")
+    assert {path.name: path.read_bytes() for path in images.iterdir()} == before
+
+
+@contextmanager
+def full_disk(n_bytes: int) -> Iterator[None]:
+    """As a disk on which no file can grow beyond so many bytes."""
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (n_bytes, before[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+
+
+def test_a_full_disk_keeps_what_was_written(bundle: Path, images: Path, tmp_path: Path) -> None:
+    with full_disk(900):
+        message = refused(*with_boxes(bundle, images), "-o", tmp_path / "poses.jsonl")
+    kept = read_results(tmp_path / "poses.jsonl.partial")
+    assert 0 < len(kept) < 3
+    assert f"{len(kept)} estimates are kept in" in message
+    (tmp_path / "seen").mkdir()
+    (tmp_path / "seen" / "0.png").write_bytes(b"an older picture")
+    with full_disk(100):
+        assert "seen/0.png" in refused(*with_boxes(bundle, images), "--overlay", tmp_path / "seen")
+    assert [path.read_bytes() for path in (tmp_path / "seen").iterdir()] == [b"an older picture"]
+
+
+def test_outputs_that_cannot_be_written_are_known_before_the_work(
+    bundle: Path, tmp_path: Path, monkeypatch: Any
+) -> None:
+    trimesh = pytest.importorskip("trimesh")
+    trimesh.Trimesh(CORNERS * 1000, FACES).export(tmp_path / "cube.ply")
+    (tmp_path / "recipe.toml").write_text(TOY_RECIPE)
+    monkeypatch.setattr("posekit.export.pipeline._add_objects", None)
+    monkeypatch.setattr("posekit.bank_build.build_bank", None)
+    build = ["bank", "build", bundle, "--object", 1, "--mesh", tmp_path / "cube.ply", "--unit", "mm"]
+    for place in (tmp_path / "recipe.toml", tmp_path, tmp_path / "absent" / "x.posekit"):
+        assert f"output {place}" in refused("export", tmp_path / "recipe.toml", "-o", place)
+        assert f"output {place}" in refused(*build, "-o", place)
+    assert (tmp_path / "recipe.toml").read_text() == TOY_RECIPE
+
+
+def test_a_doubtful_unit_is_one_line(bundle: Path, tmp_path: Path) -> None:
+    trimesh = pytest.importorskip("trimesh")
+    trimesh.Trimesh(CORNERS * 1000, FACES).export(tmp_path / "cube.ply")
+    with warnings.catch_warnings():
+        warnings.simplefilter("default")
+        result = posekit("bank", "build", bundle, "--object", 1, "--mesh", tmp_path / "cube.ply", "--unit", "m")
+    doubt, error = result.stderr.strip().splitlines()
+    assert doubt.startswith("warning: cube.ply: read in 'm' its diameter is 173.2 m")
+    assert error.startswith("error: ")
 
 
 class Camera:
