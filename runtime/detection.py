@@ -8,9 +8,10 @@ import numpy as np
 import numpy.typing as npt
 
 from posekit.runtime.errors import InputError
-from posekit.runtime.pose import Array, Pose
+from posekit.runtime.pose import Array, Pose, numbers_from
 
 MIN_BOX_SIDE_PX = 1.0
+FARTHEST_PX = 1e6  # beyond this float32 no longer tells pixels apart
 
 
 @dataclass(frozen=True, eq=False)
@@ -46,11 +47,13 @@ class PoseEstimate:
 
 
 def checked_box(box_xyxy_px: npt.ArrayLike) -> Array:
-    """A usable (4,) float64 box, or InputError: NaN, inverted, or thinner than a pixel."""
-    box = np.asarray(box_xyxy_px, dtype=np.float64)
-    if box.shape != (4,):
+    """A usable (4,) float64 box, or InputError: no numbers, NaN, inverted, or thinner than a pixel."""
+    box = numbers_from(box_xyxy_px)
+    if box is None:
+        problem = repr(box_xyxy_px)[:60]
+    elif box.shape != (4,):
         problem = f"shape {box.shape}"
-    elif not np.isfinite(box).all():
+    elif not (np.abs(box) <= FARTHEST_PX).all():  # NaN too
         problem = f"{box.tolist()}"
     elif box[2] - box[0] < MIN_BOX_SIDE_PX or box[3] - box[1] < MIN_BOX_SIDE_PX:
         problem = f"{box.tolist()} ({box[2] - box[0]:g} x {box[3] - box[1]:g} px)"
@@ -59,7 +62,7 @@ def checked_box(box_xyxy_px: npt.ArrayLike) -> Array:
     raise InputError(
         "box",
         got=problem,
-        expected="x0, y0, x1, y1 in pixels, finite, x1 - x0 and y1 - y0 at least 1",
+        expected="x0, y0, x1, y1 in pixels, finite, within a million, x1 - x0 and y1 - y0 at least 1",
         remedy="Boxes are corners, not x, y, width, height.",
     )
 

@@ -10,9 +10,10 @@ import numpy as np
 import numpy.typing as npt
 
 from posekit.runtime.errors import InputError
-from posekit.runtime.pose import Array
+from posekit.runtime.pose import Array, numbers_from
 from posekit.runtime.records import record_from
 
+INVERSE_TOLERANCE = 1e-6  # normalised coordinates: below a thousandth of a pixel
 DISTORTION_LENGTHS = (0, 4, 5, 8, 12, 14)  # what cv2.projectPoints accepts
 
 
@@ -26,7 +27,7 @@ class Intrinsics:
     distortion: tuple[float, ...] = field(default=())
 
     def __post_init__(self) -> None:
-        K = np.asarray(self.K, dtype=np.float64)
+        K = numbers_from(self.K)
         problem = _problem(K, self.width_px, self.height_px, self.distortion)
         if problem:
             raise InputError(
@@ -59,30 +60,43 @@ class Intrinsics:
         return np.asarray(homogeneous @ np.linalg.inv(self.K).T)
 
     def ideal_from_distorted(self, pixels: npt.ArrayLike) -> Array:
-        """Pixels (..., 2) of the real image -> pixels of the ideal camera with the same K (fixed-point iteration)."""
+        """Pixels (..., 2) of the real image -> pixels of the ideal camera with the same K (fixed-point iteration).
+
+        InputError where the lens model has no inverse, as models of strong distortion have not far from the centre.
+        """
         uv = np.asarray(pixels, dtype=np.float64)
         if not self.is_distorted:
             return uv
         target = self.rays(uv)[..., :2]
         xy = target.copy()
-        for _ in range(50):
-            step = target - distort(xy, self.distortion)
-            xy += step
-            if float(np.abs(step).max(initial=0.0)) < 1e-10:
-                break
+        step = target
+        with np.errstate(over="ignore", invalid="ignore", divide="ignore"):  # it runs away: refused below
+            for _ in range(50):
+                step = target - distort(xy, self.distortion)
+                xy += step
+                if float(np.abs(step).max(initial=0.0)) < 1e-10:
+                    break
+        if not float(np.abs(step).max(initial=0.0)) < INVERSE_TOLERANCE:
+            raise InputError(
+                "pixels of a distorted image",
+                got="some to which the distortion takes no ideal pixel",
+                expected="pixels within the reach of the lens model",
+                remedy="Check the distortion coefficients, or drop boxes that leave the image.",
+            )
         return pixels_from_rays(xy, self.K)
 
 
-def _problem(K: Array, width_px: int, height_px: int, distortion: tuple[float, ...]) -> str | None:
-    if K.shape != (3, 3):
-        return f"K of shape {K.shape}"
+def _problem(K: Array | None, width_px: int, height_px: int, distortion: tuple[float, ...]) -> str | None:
+    if K is None or K.shape != (3, 3):
+        return "K that is no array of numbers" if K is None else f"K of shape {K.shape}"
     if not np.isfinite(K).all():
         return "K with NaN or infinity"
     if K[0, 0] <= 0 or K[1, 1] <= 0:
         return f"focal lengths {K[0, 0]:g}, {K[1, 1]:g}"
     if not np.allclose(K[2], [0, 0, 1]) or K[1, 0] != 0:
         return f"K with rows {K[1].tolist()}, {K[2].tolist()}"
-    if width_px <= 0 or height_px <= 0:
+    whole = all(isinstance(n, (int, np.integer)) for n in (width_px, height_px))
+    if not whole or width_px <= 0 or height_px <= 0:
         return f"image size {width_px} x {height_px}"
     if len(distortion) not in DISTORTION_LENGTHS or not np.isfinite(distortion).all():
         return f"distortion {distortion}"

@@ -119,7 +119,8 @@ def _draw(image: Image, intrinsics: Intrinsics, drawing: Drawing) -> None:
         edges = _visible_segments(intrinsics, drawing, surface)
         cv2.polylines(image, edges, False, drawing.colour, 1, cv2.LINE_AA, SHIFT)
     if drawing.box_xyxy_px is not None:
-        x0, y0, x1, y1 = drawing.box_xyxy_px
+        reach = 2.0 * max(image.shape)  # OpenCV counts in 32 bits, boxes may leave the picture by far
+        x0, y0, x1, y1 = np.clip(drawing.box_xyxy_px, -reach, reach)
         corners = np.array([[x0, y0], [x1, y0], [x1, y1], [x0, y1]])
         cv2.polylines(image, [_fixed(corners)], True, drawing.colour, 1, cv2.LINE_AA, SHIFT)
     if drawing.axes:

@@ -86,6 +86,15 @@ class Pose:
         return Pose(self.R @ other.R, self.R @ other.t_m + self.t_m)
 
 
+def numbers_from(value: npt.ArrayLike) -> Array | None:
+    """The value as float64, None unless it is an array of numbers: text that spells numbers is not read."""
+    try:
+        array = np.asarray(value)
+    except ValueError:  # rows of different lengths
+        return None
+    return array.astype(np.float64, copy=False) if array.dtype.kind in "iuf" else None
+
+
 def rotation_from_rotvec(rotvec_rad: npt.ArrayLike) -> Array:
     """Rodrigues' formula: (3,) axis times angle in radians -> (3, 3)."""
     v = np.asarray(rotvec_rad, dtype=np.float64)

@@ -152,6 +152,10 @@ def test_virtual_box_looks_at_the_object() -> None:
         ([700, 10, 800, 60], "overlaps"),
         ([-50, -60, -10, -20], "overlaps"),
         ([10, 10, 50], "shape"),
+        (["10", "10", "50", "50"], "'10'"),
+        ([[10, 10], [50]], "box"),
+        (None, "None"),
+        ([-1e300, -1e300, 1e300, 1e300], "within a million"),
     ],
 )
 def test_bad_boxes_are_refused(image: np.ndarray, box: list[float], cause: str) -> None:
@@ -164,6 +168,19 @@ def test_bad_boxes_are_no_detections() -> None:
         Detection(1, 0.5, np.array([5.0, 5.0, 1.0, 9.0]))
     with pytest.raises(InputError, match="score"):
         Detection(1, float("nan"), np.array([5.0, 5.0, 9.0, 9.0]))
+
+
+def test_a_box_where_the_lens_model_has_no_inverse_is_refused() -> None:
+    camera = Intrinsics(CAMERA.K, 640, 480, (9.0, -50.0, 0.0, 0.0))
+    with pytest.raises(InputError, match="lens model"):
+        crop(np.zeros((480, 640, 3), np.uint8), [5, 5, 60, 60], camera, PRESET)
+
+
+def test_a_box_partly_outside_is_cropped(image: np.ndarray) -> None:
+    inside, across = (crop(image, box, CAMERA, PRESET).pixels for box in ([0, 0, 64, 64], [-64, -64, 64, 64]))
+    assert inside.any()
+    assert across.any()
+    assert not across[:20, :20].any()
 
 
 def test_a_corner_that_undistorts_to_outside_the_image_is_cropped() -> None:
