@@ -136,7 +136,7 @@ def save_weights(network: nn.Module, path: Path, plan: Plan, facts: dict[str, st
 
     metadata = {
         "made_by": "posekit reference training, from scratch on renders",
-        "command": " ".join(["python", "-m", *_module_and_arguments()]),
+        "command": f"python -m {_module()} --views VIEWS --out OUT --steps {plan.steps} --batch {plan.batch}",
         "plan": json.dumps(asdict(plan)),
         "torch": torch.__version__,
         "machine": platform.processor() or platform.machine(),
@@ -147,9 +147,10 @@ def save_weights(network: nn.Module, path: Path, plan: Plan, facts: dict[str, st
     _replace(path, save(state, metadata))
 
 
-def _module_and_arguments() -> list[str]:
+def _module() -> str:
+    """The training that runs, without the paths of the machine that it runs on."""
     spec = getattr(sys.modules["__main__"], "__spec__", None)
-    return [spec.name if spec else Path(sys.argv[0]).name, *sys.argv[1:]]
+    return spec.name if spec else "?"
 
 
 def _one_step(
