@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 import os
-import resource
-import signal
 import zipfile
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
+from full_disk import full_disk
 
 from posekit.export.atomic import replacing, write_whole
 from posekit.export.pack import ALIGNMENT, check_output, pack_bundle
@@ -32,17 +30,6 @@ TOY = Manifest(
     files={},
 )
 MEMBERS: dict[str, Any] = {"pose.onnx": b"graph" * 1000, "models/1.safetensors": b"mesh"}
-
-
-@pytest.fixture
-def small_files_only() -> Iterator[None]:
-    """A disk on which no file can grow beyond 1 kB."""
-    before = resource.getrlimit(resource.RLIMIT_FSIZE)
-    handler = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (1024, before[1]))
-    yield
-    resource.setrlimit(resource.RLIMIT_FSIZE, before)
-    signal.signal(signal.SIGXFSZ, handler)
 
 
 def test_what_is_packed_is_read_back(tmp_path: Path) -> None:
@@ -92,10 +79,10 @@ def test_a_bundle_that_would_be_refused_is_not_written(members: dict[str, bytes]
     assert list(tmp_path.iterdir()) == [path]
 
 
-def test_a_full_disk_leaves_the_old_bundle(tmp_path: Path, small_files_only: None) -> None:
+def test_a_full_disk_leaves_the_old_bundle(tmp_path: Path) -> None:
     path = tmp_path / "toy.posekit"
     path.write_bytes(b"old")
-    with pytest.raises(OutputError, match=r"toy\.posekit.*unchanged"):
+    with full_disk(1024), pytest.raises(OutputError, match=r"toy\.posekit.*unchanged"):
         pack_bundle(path, TOY, MEMBERS)
     assert path.read_bytes() == b"old"
     assert list(tmp_path.iterdir()) == [path]

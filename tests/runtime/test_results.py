@@ -4,14 +4,12 @@ from __future__ import annotations
 
 import contextlib
 import json
-import resource
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+from full_disk import full_disk
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -143,17 +141,6 @@ def test_an_older_file_stands_until_the_new_one_is_complete(tmp_path: Path) -> N
     assert len(read_results(path)) == 1
 
 
-@contextmanager
-def file_size_limit(n_bytes: int) -> Iterator[None]:
-    """As a disk that is full after so many bytes."""
-    old = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (n_bytes, old[1]))
-    try:
-        yield
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, old)
-
-
 def write_hundred(writer: ResultsWriter) -> None:
     for n in range(100):
         writer.write([record(n)])
@@ -163,7 +150,7 @@ def write_hundred(writer: ResultsWriter) -> None:
 def test_a_full_disk_keeps_whole_lines_and_says_where(tmp_path: Path, form: str) -> None:
     path = tmp_path / f"poses.{form}"
     writer = ResultsWriter(path)
-    with file_size_limit(1000), pytest.raises(OutputError, match="estimates are kept in") as caught:
+    with full_disk(1000), pytest.raises(OutputError, match="estimates are kept in") as caught:
         write_hundred(writer)
     kept = read_results(writer.partial_path)
     assert 0 < len(kept) == writer.n_records < 100
@@ -172,7 +159,7 @@ def test_a_full_disk_keeps_whole_lines_and_says_where(tmp_path: Path, form: str)
 
 
 def test_a_disk_without_room_for_a_header_is_left_as_it_was(tmp_path: Path) -> None:
-    with file_size_limit(10), pytest.raises(OutputError, match="room"):
+    with full_disk(10), pytest.raises(OutputError, match="room"):
         ResultsWriter(tmp_path / "poses.csv")
     assert list(tmp_path.iterdir()) == []
 

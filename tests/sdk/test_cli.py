@@ -4,12 +4,10 @@ from __future__ import annotations
 
 import builtins
 import json
-import resource
 import subprocess
 import sys
 import warnings
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +15,7 @@ import cv2
 import numpy as np
 import onnx
 import pytest
+from full_disk import full_disk
 from onnx import TensorProto as T
 from onnx import helper
 from safetensors.numpy import save
@@ -264,17 +263,6 @@ def test_overlays_do_not_replace_the_images_they_are_drawn_on(bundle: Path, imag
     run[2] = images / "0.png"
     assert "folder of the source" in refused(*run, "--overlay", images / "..//images")
     assert {path.name: path.read_bytes() for path in images.iterdir()} == before
-
-
-@contextmanager
-def full_disk(n_bytes: int) -> Iterator[None]:
-    """As a disk on which no file can grow beyond so many bytes."""
-    before = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (n_bytes, before[1]))
-    try:
-        yield
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, before)
 
 
 def test_a_full_disk_keeps_what_was_written(bundle: Path, images: Path, tmp_path: Path) -> None:
