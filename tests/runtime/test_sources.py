@@ -10,26 +10,13 @@ import cv2
 import numpy as np
 import numpy.typing as npt
 import pytest
+from pictures import H, W, picture, save
 
 from posekit.runtime.errors import InputError, PosekitError, SourceError
 from posekit.runtime.intrinsics import Intrinsics
 from posekit.runtime.sources import frames_from
 
-W, H = 64, 48
 CAMERA = Intrinsics(np.array([[60.0, 0, 31.5], [0, 60, 23.5], [0, 0, 1]]), W, H)
-Image = npt.NDArray[np.uint8]
-
-
-def picture(shade: int = 0) -> Image:
-    """A smooth (H, W, 3) RGB image; red grows to the right, green downwards."""
-    y, x = np.mgrid[0:H, 0:W]
-    return np.stack([x * 4, y * 5, np.full((H, W), shade)], axis=-1).astype(np.uint8)
-
-
-def save(path: Path, rgb: npt.NDArray[Any]) -> Path:
-    bgr = rgb if rgb.ndim == 2 else rgb[..., [2, 1, 0, *range(3, rgb.shape[2])]]
-    assert cv2.imwrite(str(path), bgr)
-    return path
 
 
 def video(path: Path, n_frames: int, fourcc: str = "MJPG") -> Path:
