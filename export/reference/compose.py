@@ -18,7 +18,7 @@ import numpy.typing as npt
 from posekit.export.reference.objects import ReferenceObject, reference_objects
 from posekit.export.reference.views import REFERENCE_CAMERA, ViewSet, read_views
 from posekit.export.render import DISPLAY_GAMMA, encoded, headlight
-from posekit.runtime.crop import CropPreset, crop
+from posekit.runtime.crop import CropPreset, crop, crop_warp
 from posekit.runtime.detection import box_from_mask
 from posekit.runtime.intrinsics import Intrinsics
 from posekit.runtime.pose import Array, Pose, rotation_from_rotvec
@@ -30,6 +30,7 @@ Alpha = npt.NDArray[np.float32]
 CANVAS_PX = 240  # room around a 144 px patch for padded and jittered boxes
 BACKGROUNDS = 200
 MIN_VISIBLE = 0.35  # share of the silhouette that must stay visible
+BLUR_PX = 6  # how far blur reaches
 OCCLUDER_PX = (50, 150)  # side of an occluder's patch on the canvas
 
 
@@ -108,6 +109,8 @@ def training_crop(
     pose, coords_m = _turned_truth(view_set, i, angle, sprite.coords_m)
     box = jittered(box_from_mask(visible), jitter, rng)
     camera = Intrinsics(canvas_from_image @ REFERENCE_CAMERA.K, CANVAS_PX, CANVAS_PX)
+    seen = _read_by(crop_warp(box, preset, (CANVAS_PX, CANVAS_PX)), preset.size_px)
+    picture[seen] = photographed(picture[seen], rng)
     one = crop(picture, box, camera, preset)
     rows, columns = _pixels_of_cells(one.warp, preset.size_px, grid)
     margin = _margin(sprite)
@@ -130,7 +133,7 @@ def _margin(sprite: Sprite) -> int:
 
 
 def _composed(sprite: Sprite, views: Views, occlusion: float, rng: np.random.Generator) -> tuple[Rgb, Mask]:
-    """The canvas as photographed, and where the sprite is seen on it."""
+    """The canvas before it is photographed, and where the sprite is seen on it."""
     picture = background(rng, CANVAS_PX)
     owner = np.zeros(picture.shape[:2], np.int32)
     margin = _margin(sprite)
@@ -138,7 +141,15 @@ def _composed(sprite: Sprite, views: Views, occlusion: float, rng: np.random.Gen
     visible = np.pad(sprite.mask, margin)
     if rng.random() < occlusion:
         picture, visible = _occluded(picture, visible, views, rng)
-    return photographed(picture, rng), visible
+    return picture, visible
+
+
+def _read_by(crop_from_canvas: Array, size_px: int) -> tuple[slice, slice]:
+    """Rows and columns of the canvas that a crop shows, and what blur brings in from beside them."""
+    scale, corner = crop_from_canvas[0, 0], crop_from_canvas[:, 2]
+    x0, y0 = np.clip(-corner / scale - BLUR_PX, 0, CANVAS_PX - 1).astype(int)
+    x1, y1 = np.clip((size_px - corner) / scale + BLUR_PX, 1, CANVAS_PX).astype(int)
+    return np.s_[y0:y1, x0:x1]
 
 
 def _occluded(picture: Rgb, visible: Mask, views: Views, rng: np.random.Generator) -> tuple[Rgb, Mask]:
@@ -220,8 +231,9 @@ def canonical(
 def lit_sprite(view_set: ViewSet, i: int, rng: np.random.Generator) -> Sprite:
     """Lambert and Blinn-Phong under one random lamp and ambient light, with a small random tint of the material."""
     mask = view_set.arrays["mask"][i].astype(bool)
-    albedo = view_set.arrays["albedo"][i].astype(np.float32)
-    normal = view_set.arrays["normal"][i].astype(np.float32) * np.float32(1 / 127)
+    window = _covered(mask)  # two thirds of a patch are empty
+    albedo = view_set.arrays["albedo"][i][window].astype(np.float32)
+    normal = view_set.arrays["normal"][i][window].astype(np.float32) * np.float32(1 / 127)
     lamp = rng.normal((0.0, -0.3, -1.2), 1.0)
     lamp = (lamp / np.linalg.norm(lamp)).astype(np.float32)
     half = lamp + np.array([0, 0, -1], np.float32)
@@ -229,11 +241,20 @@ def lit_sprite(view_set: ViewSet, i: int, rng: np.random.Generator) -> Sprite:
     ambient, diffuse, gloss = rng.uniform(0.25, 0.7), rng.uniform(0.3, 1.0), rng.uniform(0, 60) * (rng.random() < 0.5)
     shade = np.float32(ambient) + np.float32(diffuse) * np.maximum(normal @ lamp, 0)
     tint = (rng.uniform(0.85, 1.15, 3)).astype(np.float32)
-    rgb = albedo * shade[..., None] * tint
+    lit = albedo * shade[..., None] * tint
     if gloss:
-        rgb += np.float32(gloss) * np.maximum(normal @ half, 0)[..., None] ** int(rng.integers(8, 40))
-    coords = view_set.coords_obj_m(i) if view_set.object_id >= 0 else np.zeros_like(albedo)
-    return Sprite(np.clip(rgb, 0, 255).astype(np.uint8), mask.astype(np.float32), mask, coords)
+        lit += np.float32(gloss) * np.maximum(normal @ half, 0)[..., None] ** int(rng.integers(8, 40))
+    rgb, coords = np.zeros((*mask.shape, 3), np.uint8), np.zeros((*mask.shape, 3), np.float32)
+    rgb[window] = np.clip(lit, 0, 255) * mask[window][..., None]
+    if view_set.object_id >= 0:
+        coords[window] = view_set.coords_obj_m((i, *window))
+    return Sprite(rgb, mask.astype(np.float32), mask, coords)
+
+
+def _covered(mask: Mask) -> tuple[slice, slice]:
+    """Rows and columns of the smallest window that holds all of the mask."""
+    x, y, width, height = cv2.boundingRect(mask.astype(np.uint8))
+    return np.s_[y : y + height, x : x + width]
 
 
 def template_sprite(view_set: ViewSet, i: int) -> Sprite:

@@ -29,7 +29,16 @@ from posekit.export.reference.compose import (
     photographed,
     resized,
 )
-from posekit.export.reference.training import Batch, Plan, loader_of, options_from, save_weights, train, worker_rng
+from posekit.export.reference.training import (
+    Batch,
+    Plan,
+    loader_of,
+    options_from,
+    save_weights,
+    start_from,
+    train,
+    worker_rng,
+)
 from posekit.export.reference.views import REFERENCE_CAMERA, ViewSet
 from posekit.export.systems.anchor_free import DetectionTarget, detection_losses
 from posekit.runtime.detection import box_from_mask
@@ -181,11 +190,12 @@ def main(arguments: list[str] | None = None) -> None:
     options = options_from("posekit.export.reference.train_detector", __doc__, 6000, 16, arguments)
     views = Views.read(options.views)
     network = AnchorFree(classes=len(views.objects), input_wh_px=INPUT_WH_PX)
+    history = start_from(network, options.start)
     loader = loader_of(Scenes(options.views, options.plan), options.workers)
     train(network, losses_of, loader, options.out, options.plan, options.device)
     facts = {"object_ids": str([s.object_id for s in views.objects]), "views": str(len(views.objects[0]))}
     weights = options.out / "anchor_free.safetensors"
-    save_weights(network, weights, options.plan, facts | held_out_figures(network, views))
+    save_weights(network, weights, options.plan, facts | history | held_out_figures(network, views))
     print(f"wrote {weights}")
 
 

@@ -30,7 +30,16 @@ from posekit.export.reference.compose import (
     training_crop,
     turned,
 )
-from posekit.export.reference.training import Batch, Plan, loader_of, options_from, save_weights, train, worker_rng
+from posekit.export.reference.training import (
+    Batch,
+    Plan,
+    loader_of,
+    options_from,
+    save_weights,
+    start_from,
+    train,
+    worker_rng,
+)
 from posekit.export.reference.views import ViewSet
 from posekit.export.systems.template_pose import TemplatePose
 from posekit.runtime.crop import CropPreset, Image, crop
@@ -151,11 +160,12 @@ class Losses:
 def main(arguments: list[str] | None = None) -> None:
     options = options_from("posekit.export.reference.train_embedder", __doc__, 5000, 24, arguments)
     network = TemplatePose(**OPTIONS)
+    history = start_from(network, options.start)
     loader = loader_of(Pairs(options.views, network.grid(CROP.size_px), options.plan), options.workers)
     trained = train(network, Losses(options.device), loader, options.out, options.plan, options.device)
     weights = options.out / "embedder.safetensors"
     views = Views.read(options.views)
-    save_weights(trained, weights, options.plan, {"views": str(len(views.objects[0]))})
+    save_weights(trained, weights, options.plan, {"views": str(len(views.objects[0])), **history})
     print(f"wrote {weights}")
 
 

@@ -19,7 +19,16 @@ from posekit.export.networks.entrance import Entrance
 from posekit.export.networks.gdr_heads import image_coordinates
 from posekit.export.networks.geometry import allo_from_ego, rotation_from_6d, site_from_translation
 from posekit.export.reference.compose import TrainingCrop, Views, label_object, training_crop
-from posekit.export.reference.training import Batch, Plan, loader_of, options_from, save_weights, train, worker_rng
+from posekit.export.reference.training import (
+    Batch,
+    Plan,
+    loader_of,
+    options_from,
+    save_weights,
+    start_from,
+    train,
+    worker_rng,
+)
 from posekit.export.reference.views import REFERENCE_CAMERA
 from posekit.export.systems.gdr_net import GdrNet, GdrTarget, gdr_losses
 from posekit.runtime.crop import CropPreset
@@ -38,6 +47,7 @@ OPTIONS: dict[str, Any] = {
 # The maps feed PnP and regressor alike, so they weigh more than in the paper; z is in crop sides, about 4.
 WEIGHTS = {"xyz": 5.0, "mask": 1.0, "rotation": 1.0, "xy": 1.0, "z": 0.3}
 MODEL_POINTS = 500
+SHARES = (0.45, 0.33, 0.22)  # of bracket, duckling and bottle: the harder, the more often
 
 
 class Examples(IterableDataset[Batch]):
@@ -50,7 +60,8 @@ class Examples(IterableDataset[Batch]):
         rng = worker_rng(self.plan.seed)
         views = Views.read(self.views)
         while True:
-            yield batch_of([training_crop(views, CROP, self.grid, rng) for _ in range(self.plan.batch)], views)
+            labels = rng.choice(len(SHARES), self.plan.batch, p=SHARES)
+            yield batch_of([training_crop(views, CROP, self.grid, rng, label=int(k)) for k in labels], views)
 
 
 def batch_of(examples: list[TrainingCrop], views: Views) -> Batch:
@@ -107,12 +118,14 @@ class Losses:
 def main(arguments: list[str] | None = None) -> None:
     options = options_from("posekit.export.reference.train_gdr", __doc__, 9000, 32, arguments)
     network = GdrNet(**OPTIONS)
+    history = start_from(network, options.start)
     views = Views.read(options.views)
     object_ids = [s.object_id for s in views.objects]
     loader = loader_of(Examples(options.views, network.grid, options.plan), options.workers)
     trained = train(network, Losses(object_ids, options.device), loader, options.out, options.plan, options.device)
     weights = options.out / "gdr_net.safetensors"
-    save_weights(trained, weights, options.plan, {"object_ids": str(object_ids), "views": str(len(views.objects[0]))})
+    facts = {"object_ids": str(object_ids), "views": str(len(views.objects[0]))}
+    save_weights(trained, weights, options.plan, facts | history)
     print(f"wrote {weights}")
 
 

@@ -19,6 +19,8 @@ import torch
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, IterableDataset, get_worker_info
 
+from posekit.export.checkpoint import load_checkpoint
+
 Batch = dict[str, Tensor]
 WARM_UP_STEPS = 200
 SAVE_EVERY_S = 120.0
@@ -45,6 +47,7 @@ class Options:
     plan: Plan
     workers: int
     device: torch.device
+    start: Path | None = None
 
 
 def options_from(module: str, about: str | None, steps: int, batch: int, arguments: list[str] | None) -> Options:
@@ -59,10 +62,28 @@ def options_from(module: str, about: str | None, steps: int, batch: int, argumen
     parser.add_argument("--workers", type=int, default=1, help="processes that compose pictures")
     parser.add_argument("--threads", type=int, default=1, help="of the network; more than free cores is slower")
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda")
+    parser.add_argument("--start", type=Path, help="weights of an earlier training to go on from, on a new schedule")
     given = parser.parse_args(arguments)
     plan = Plan(given.steps, batch=given.batch)
     torch.manual_seed(plan.seed)
-    return Options(given.views, given.out, plan, given.workers, device_named(given.device, given.threads))
+    device = device_named(given.device, given.threads)
+    return Options(given.views, given.out, plan, given.workers, device, given.start)
+
+
+def start_from(network: nn.Module, weights: Path | None) -> dict[str, str]:
+    """Load the weights of an earlier training, if any; returns what the header of the new ones says about it.
+
+    Raises CheckpointError for weights that do not fit.
+    """
+    if weights is None:
+        return {}
+    from safetensors import safe_open
+
+    sha256 = load_checkpoint(network, weights)
+    with safe_open(weights, "pt") as file:
+        made = file.metadata() or {}
+    history = [made["started_from"]] if "started_from" in made else []
+    return {"started_from": "; ".join([*history, f"{made.get('command', weights.name)} (sha256 {sha256[:12]})"])}
 
 
 def loader_of(examples: IterableDataset[Batch], workers: int) -> DataLoader[Batch]:
