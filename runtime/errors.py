@@ -60,3 +60,15 @@ class ExportError(PosekitError):
 
 class ParityError(ExportError):
     """An exported graph does not give the numbers its source gives."""
+
+
+class PrecisionError(ExportError):
+    """A graph cannot be put into a lower precision, or is not in the precision it claims."""
+
+
+class CalibrationError(PosekitError):
+    """Calibration data that would give wrong ranges: too little, random, all alike, or prepared in another way."""
+
+
+class EngineError(BackendError):
+    """An engine cannot be built, or not be loaded here."""

@@ -15,7 +15,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "runtime": set(),
     "calibration": {"runtime"},
     "benchmarks": {"runtime"},
-    "export": {"runtime", "calibration"},
+    "export": {"runtime", "calibration", "benchmarks"},
     "sdk": {"runtime", "calibration", "export", "benchmarks"},
 }
 HEAVY = {
@@ -24,6 +24,9 @@ HEAVY = {
     "onnxruntime",
     "openvino",
     "tensorrt",
+    "tensorrt_rtx_bindings",
+    "cuda",
+    "pycuda",
     "cv2",
     "scipy",
     "trimesh",
@@ -39,7 +42,13 @@ DOORS = {
     "trimesh": {"export"},
     "embreex": {"export"},
     "safetensors": {"export"},
-    "onnxruntime": {"runtime/backends/ort.py"},
+    "onnxruntime": {"runtime/backends/ort.py", "calibration"},
+    "openvino": {"runtime/backends/openvino.py"},
+    "tensorrt": {"runtime/engines/api.py"},
+    "tensorrt_rtx": {"runtime/engines/api.py"},
+    "tensorrt_rtx_bindings": {"runtime/engines/api.py"},
+    "cuda": {"runtime/cuda/cuda_python.py"},
+    "pycuda": {"runtime/cuda/pycuda.py"},
     "typer": {"sdk"},
 }
 

@@ -1,0 +1,1 @@
+"""Lower precision, authored and proven: FP16 trunks, sensitivity to INT8, mixed precision."""
