@@ -81,7 +81,10 @@ def progress(title: str) -> Iterator[Update]:
 
 @contextmanager
 def stages() -> Iterator[Callable[[str, int, int], None]]:
-    """One bar on stderr per stage of something long; what libraries print meanwhile goes to stderr too."""
+    """One bar on stderr per stage of something long, one line where stderr is no terminal (a CI log).
+
+    What libraries print meanwhile goes to stderr too.
+    """
     from rich.console import Console
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
 
@@ -93,6 +96,8 @@ def stages() -> Iterator[Callable[[str, int, int], None]]:
         def update(stage: str, done: int, total: int) -> None:
             if stage not in tasks:
                 tasks[stage] = bar.add_task(stage, total=total)
+                if not console.is_terminal:
+                    print(stage, file=sys.stderr, flush=True)
             bar.update(tasks[stage], completed=done, total=total)
 
         yield update
@@ -149,6 +154,9 @@ def show_run(request: RunRequest, outcome: RunOutcome) -> None:
         f"[bold]{outcome.n_estimates}[/] poses in {outcome.n_frames} frames"
         + (f", {missed} boxes without a pose" * (missed > 0))
     )
+    if outcome.left_out:
+        counts = ", ".join(f"{count} of object {object_id}" for object_id, count in outcome.left_out.items())
+        _line(f"left out, because path {outcome.path} does not know them: {counts} boxes")
     _line(f"path [bold]{outcome.path}[/] on {'; '.join(outcome.backends)}")
     times = [(name, f"{t.p50_ms:.2f}", f"{t.p95_ms:.2f}", str(t.n)) for name, t in outcome.timings.items()]
     _table("time per frame, wall clock, first frame included", ("stage", "p50 ms", "p95 ms", "frames"), times)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
@@ -47,10 +48,12 @@ class RunRequest:
 
 @dataclass(frozen=True, eq=False)
 class FrameResult:
-    """One frame's outcome. time_s: detection and estimation, wall clock.   stages_s: stage -> seconds of it."""
+    """One frame's outcome. left_out: given boxes of objects that the path does not know.   time_s: detection and
+    estimation, wall clock.   stages_s: stage -> seconds of it."""
 
     frame: Frame
     detections: list[Detection]
+    left_out: list[Detection]
     estimates: list[PoseEstimate]
     time_s: float
     stages_s: dict[str, float]
@@ -75,7 +78,8 @@ class FrameScore:
 
 @dataclass(frozen=True)
 class RunOutcome:
-    """What `posekit run` did. timings: "frame" and each stage.   stopped: by the user, on a source without end."""
+    """What `posekit run` did. left_out: number of given boxes by object id, of objects that the path does not know.
+    timings: "frame" and each stage.   stopped: by the user, on a source without end."""
 
     path: str
     backends: tuple[str, ...]
@@ -83,6 +87,7 @@ class RunOutcome:
     n_detections: int
     n_estimates: int
     timings: dict[str, Timing]
+    left_out: dict[str, int] = field(default_factory=dict)
     written: tuple[str, ...] = ()
     accuracy: Accuracy | None = None
     scores: tuple[FrameScore, ...] = ()
@@ -96,12 +101,14 @@ class _Tally:
     n_frames: int = 0
     n_detections: int = 0
     n_estimates: int = 0
+    left_out: Counter[int] = field(default_factory=Counter)
     times_s: dict[str, list[float]] = field(default_factory=dict)
 
     def add(self, result: FrameResult) -> None:
         self.n_frames += 1
         self.n_detections += len(result.detections)
         self.n_estimates += len(result.estimates)
+        self.left_out.update(detection.object_id for detection in result.left_out)
         for name, seconds in {"frame": result.time_s, **result.stages_s}.items():
             self.times_s.setdefault(name, []).append(seconds)
 
@@ -142,6 +149,7 @@ def run_sequence(request: RunRequest, progress: Progress) -> RunOutcome:
             n_detections=tally.n_detections,
             n_estimates=tally.n_estimates,
             timings={name: _timing(times) for name, times in tally.times_s.items()},
+            left_out={str(object_id): count for object_id, count in sorted(tally.left_out.items())},
             written=tuple(str(output) for output in outputs if output),
             accuracy=accuracy_from([s.score for s in scores], names) if request.score else None,
             scores=tuple(scores),
@@ -171,16 +179,15 @@ def _frame_result(estimator: PoseEstimator, profiler: StageProfiler, frame: Fram
     profiler.samples_ns.clear()
     start_ns = time.perf_counter_ns()
     try:
-        if boxes is None:
-            detections = estimator.detect(frame.image_rgb_u8, frame.intrinsics)
-        else:
-            detections = [d for d in boxes(frame) if d.object_id in estimator.object_ids]
+        given = estimator.detect(frame.image_rgb_u8, frame.intrinsics) if boxes is None else boxes(frame)
+        detections = [d for d in given if d.object_id in estimator.object_ids]
         estimates = estimator.estimate(frame.image_rgb_u8, frame.intrinsics, detections)
     except PosekitError as error:
         raise _with(error, what=f"frame {frame.name}: {error.what}") from error
     time_s = (time.perf_counter_ns() - start_ns) / 1e9
     stages_s = {name: sum(ns) / 1e9 for name, ns in profiler.samples_ns.items()}
-    return FrameResult(frame, detections, estimates, time_s, stages_s)
+    left_out = [d for d in given if d.object_id not in estimator.object_ids]
+    return FrameResult(frame, detections, left_out, estimates, time_s, stages_s)
 
 
 def _with(error: PosekitError, *, what: str | None = None, remedy: str | None = None) -> PosekitError:

@@ -160,15 +160,18 @@ def test_run_as_json_is_one_object_on_stdout(bundle: Path, images: Path) -> None
 
 
 def test_run_on_a_data_set_scores_against_its_truth(bundle: Path, data_set: Path, tmp_path: Path) -> None:
-    """Boxes of objects that the bundle does not know are left out; one of the two poses is right."""
+    """Boxes of objects that the bundle does not know are left out, and counted; one of the two poses is right."""
     result = posekit("run", bundle, data_set, "--boxes", "gt", "--gt", "-o", tmp_path / "poses.csv", "--json")
     assert result.exit_code == 0, result.output
-    total = json.loads(result.stdout)["accuracy"]["total"]
+    outcome = json.loads(result.stdout)
+    total = outcome["accuracy"]["total"]
     assert (total["n_true"], total["recall_add"]) == (2, 0.5)
+    assert (outcome["n_detections"], outcome["left_out"]) == (2, {"77": 1})
     assert len(read_results(tmp_path / "poses.csv")) == 2
     table = posekit("run", bundle, data_set, "--boxes", "gt", "--gt").stdout
     assert "50.0%" in table
     assert "cube" in table
+    assert "1 of object 77" in table
 
 
 def test_bop_detections_drive_a_data_set(bundle: Path, data_set: Path, tmp_path: Path) -> None:
@@ -353,6 +356,19 @@ def test_inspect_shows_and_gives_json(bundle: Path) -> None:
     for words in ("toy", "cube", "173.2", "pose.onnx", "direct (default)", "a test", "next: posekit run"):
         assert words in shown
     assert json.loads(posekit("inspect", bundle, "--json").stdout)["name"] == "toy"
+
+
+def test_stages_are_lines_where_stderr_is_no_terminal(capsys: Any) -> None:
+    from posekit.render import stages
+
+    with stages() as update:
+        for done in range(3):
+            update("graphs", done, 2)
+        update("pack", 0, 1)
+        print("a library talks")
+    captured = capsys.readouterr()
+    assert captured.out == ""
+    assert captured.err.splitlines() == ["graphs", "pack", "a library talks"]
 
 
 def test_errors_are_a_panel_on_a_terminal(monkeypatch: Any, capsys: Any) -> None:
