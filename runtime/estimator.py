@@ -14,10 +14,10 @@ from posekit.runtime.crop import Image, check_frame
 from posekit.runtime.crop_batch import CropBatch
 from posekit.runtime.detection import Detection, PoseEstimate
 from posekit.runtime.detector import Detector
-from posekit.runtime.errors import BundleError, InputError
+from posekit.runtime.errors import BackendError, BundleError, InputError
 from posekit.runtime.intrinsics import Intrinsics
-from posekit.runtime.manifest import PathEntry
-from posekit.runtime.paths import PATHS
+from posekit.runtime.manifest import PathEntry, Precision
+from posekit.runtime.paths import PATHS, OpenGraph
 from posekit.runtime.profiler import Stage, no_stage
 from posekit.runtime.session import Session
 
@@ -31,10 +31,17 @@ class PoseEstimator:
     """One bundle, one path, one thread at a time."""
 
     def __init__(
-        self, bundle: Bundle, *, path: str | None = None, backend: str = "auto", stage: Stage = no_stage
+        self,
+        bundle: Bundle,
+        *,
+        path: str | None = None,
+        backend: str = "auto",
+        precision: Precision | None = None,
+        stage: Stage = no_stage,
     ) -> None:
         """Open the sessions of a path (default: the bundle's) and of the detector, if there is one.
 
+        precision: graphs that have this variant run it, the others fp32; None: what the backend prefers.
         Raises BundleError for an unknown path, BankError for a foreign bank, BackendError if nothing can run it.
         """
         self.path_name = path or bundle.manifest.default_path
@@ -43,12 +50,13 @@ class PoseEstimator:
         self.object_ids = entry.object_ids
         self._stage = stage
         self._batch = CropBatch(entry.crop, [objects[i] for i in entry.object_ids], CROPS_AT_ONCE)
-        self._path = PATHS[entry.kind](bundle, entry, backend)
+        open_graph = graph_opener(bundle, entry, backend, precision)
+        self._path = PATHS[entry.kind](bundle, entry, open_graph)
         self._sessions: list[Session] = [*self._path.sessions]
         self._detector: Detector | None = None
         detector = bundle.manifest.detector
         if detector:
-            self._sessions.append(open_session(bundle, detector.graph, backend=backend))
+            self._sessions.append(open_graph(detector.graph))
             self._detector = Detector(self._sessions[-1], detector)
 
     def __enter__(self) -> Self:
@@ -120,6 +128,25 @@ class PoseEstimator:
             for detection, result in zip(detections, found, strict=True)
             if result is not None
         ]
+
+
+def graph_opener(bundle: Bundle, entry: PathEntry, backend: str, precision: Precision | None) -> OpenGraph:
+    """How the graphs of a path are opened. BackendError for a precision that none of the path's graphs has."""
+    graphs = bundle.manifest.graphs
+    own = [name for name in (entry.graph, entry.matcher) if name]
+    if precision and not any(precision in graphs[name].variants for name in own):
+        raise BackendError(
+            f"precision {precision}",
+            got=f"{', '.join(graphs[entry.graph].variants)} of {entry.graph}",
+            expected=f"a variant {precision}",
+            remedy="Export the bundle with it, or leave the precision out.",
+        )
+
+    def open_graph(name: str) -> Session:
+        wanted = precision if precision is None or precision in graphs[name].variants else "fp32"
+        return open_session(bundle, name, backend=backend, precision=wanted)
+
+    return open_graph
 
 
 def _path_named(bundle: Bundle, name: str) -> PathEntry:

@@ -12,7 +12,6 @@ from typing import Any, Protocol
 import numpy as np
 import numpy.typing as npt
 
-from posekit.runtime.backends import open_session
 from posekit.runtime.bank import TemplateBank, bank_from_bytes, check_bank_fits
 from posekit.runtime.bundle import Bundle
 from posekit.runtime.crop_batch import CropBatch, check_feedable
@@ -29,6 +28,7 @@ from posekit.runtime.solvers import check_method, pose_from_correspondences
 from posekit.runtime.tensor import Feed, Shape, check_shapes
 
 Found = tuple[Pose, float]
+OpenGraph = Callable[[str], Session]  # name of a graph -> a session of it, on whichever backend and precision
 Outputs = dict[str, npt.NDArray[Any]]
 
 ROTATION_TOLERANCE = 1e-2  # of a graph's R in reduced precision; what is farther off is no rotation
@@ -57,9 +57,9 @@ class PosePath(Protocol):
 class _Graph:
     """One graph of a path on its session, whose outputs are checked when it is opened and after every run."""
 
-    def __init__(self, bundle: Bundle, name: str, backend: str, role: Role) -> None:
+    def __init__(self, name: str, open_graph: OpenGraph, role: Role) -> None:
         self._what, self._outputs = f"{role} graph {name!r}", OUTPUTS[role]
-        self.session = open_session(bundle, name, backend=backend)
+        self.session = open_graph(name)
         shapes = {spec.name: spec.shape for spec in self.session.outputs}
         check_shapes(self._what, self._outputs, shapes, EXPORT_AGAIN)
 
@@ -73,8 +73,8 @@ class _Graph:
 class _CropGraph(_Graph):
     """A graph that is fed with the crops of a frame."""
 
-    def __init__(self, bundle: Bundle, name: str, backend: str, role: Role) -> None:
-        super().__init__(bundle, name, backend, role)
+    def __init__(self, name: str, open_graph: OpenGraph, role: Role) -> None:
+        super().__init__(name, open_graph, role)
         check_feedable(self.session.inputs)
 
     def of(self, batch: CropBatch) -> Outputs:
@@ -84,8 +84,8 @@ class _CropGraph(_Graph):
 class RegressorPath:
     """A pose graph says R, t and score itself."""
 
-    def __init__(self, bundle: Bundle, entry: PathEntry, backend: str) -> None:
-        self._pose = _CropGraph(bundle, entry.graph, backend, "pose")
+    def __init__(self, bundle: Bundle, entry: PathEntry, open_graph: OpenGraph) -> None:
+        self._pose = _CropGraph(entry.graph, open_graph, "pose")
         self.sessions: tuple[Session, ...] = (self._pose.session,)
 
     def poses(
@@ -110,11 +110,11 @@ def _regressed(R: Array, t: Array, score: float) -> Found | None:
 class CorrespondencePath:
     """A graph ends in dense maps; one solver follows on the host."""
 
-    def __init__(self, bundle: Bundle, entry: PathEntry, backend: str) -> None:
+    def __init__(self, bundle: Bundle, entry: PathEntry, open_graph: OpenGraph) -> None:
         assert entry.solver is not None  # the manifest's cross-check
         check_method(entry.solver)
         self._solver: SolverEntry = entry.solver
-        self._maps = _CropGraph(bundle, entry.graph, backend, "correspondence")
+        self._maps = _CropGraph(entry.graph, open_graph, "correspondence")
         self.sessions: tuple[Session, ...] = (self._maps.session,)
 
     def poses(
@@ -161,12 +161,12 @@ def solved(
 class BankPath:
     """Descriptors of the crop against those of rendered views; the box gives the distance."""
 
-    def __init__(self, bundle: Bundle, entry: PathEntry, backend: str) -> None:
+    def __init__(self, bundle: Bundle, entry: PathEntry, open_graph: OpenGraph) -> None:
         assert entry.matcher is not None  # the manifest's cross-check
         graph = bundle.manifest.graphs[entry.graph]
         sha256 = bundle.manifest.files[graph.variants["fp32"]].sha256
-        self._embedder = _CropGraph(bundle, entry.graph, backend, "embedder")
-        self._matcher = _Graph(bundle, entry.matcher, backend, "matcher")
+        self._embedder = _CropGraph(entry.graph, open_graph, "embedder")
+        self._matcher = _Graph(entry.matcher, open_graph, "matcher")
         self.sessions: tuple[Session, ...] = (self._embedder.session, self._matcher.session)
         self._banks: dict[int, TemplateBank] = {}
         self._bound: dict[int, dict[str, npt.NDArray[np.generic]]] = {}
@@ -210,7 +210,7 @@ def _template_pose(
     return pose_from_template(R, batch.crops[i].box_xyxy_px, intrinsics.K, *template), score
 
 
-PATHS: dict[PathKind, Callable[[Bundle, PathEntry, str], PosePath]] = {
+PATHS: dict[PathKind, Callable[[Bundle, PathEntry, OpenGraph], PosePath]] = {
     "bank": BankPath,
     "regressor": RegressorPath,
     "correspondence": CorrespondencePath,

@@ -96,6 +96,14 @@ BundlePath = Annotated[Path, typer.Argument(metavar="X.posekit", help="The bundl
 AsJson = Annotated[bool, typer.Option("--json", help="One JSON object on stdout instead of tables.")]
 
 
+class PrecisionName(str, Enum):
+    """A variant of a graph."""
+
+    fp32 = "fp32"
+    fp16 = "fp16"
+    int8 = "int8"
+
+
 class Unit(str, Enum):
     """What one unit of a mesh's coordinates is."""
 
@@ -156,6 +164,7 @@ def run(
     ] = None,
     path: Annotated[str | None, typer.Option(help="Pose path. Default: the bundle's own.")] = None,
     backend: Annotated[str, typer.Option(help="auto, or a backend by name.")] = "auto",
+    precision: Annotated[PrecisionName | None, typer.Option(help="Default: what the backend prefers.")] = None,
     output: Annotated[Path | None, typer.Option("-o", "--output", help="Poses: .jsonl, or .csv for BOP.")] = None,
     overlay: Annotated[Path | None, typer.Option(help="Folder for frames with poses drawn on them.")] = None,
     gt: Annotated[bool, typer.Option("--gt", help="Score against the data set's ground truth.")] = False,
@@ -166,7 +175,8 @@ def run(
     from posekit import render
     from posekit.sequence import RunRequest, run_sequence
 
-    request = RunRequest(bundle, source, camera, boxes, path, backend, output, overlay, gt, max_frames)
+    wanted = precision.value if precision else None
+    request = RunRequest(bundle, source, camera, boxes, path, backend, wanted, output, overlay, gt, max_frames)
     with render.progress("estimating") as update:
         outcome = run_sequence(request, update)
     render.show_json(outcome) if json else render.show_run(request, outcome)

@@ -21,6 +21,7 @@ from posekit.runtime.detection import Detection, PoseEstimate
 from posekit.runtime.errors import InputError, OutputError, PosekitError
 from posekit.runtime.estimator import PoseEstimator
 from posekit.runtime.intrinsics import intrinsics_from_json
+from posekit.runtime.manifest import Precision
 from posekit.runtime.object_model import object_model
 from posekit.runtime.overlay import PALETTE, TRUTH_COLOUR, Drawing, Outline, draw_poses, outline_from
 from posekit.runtime.profiler import StageProfiler
@@ -32,7 +33,11 @@ Progress = Callable[[int, int | None], None]  # frames done, frames in all
 
 @dataclass(frozen=True)
 class RunRequest:
-    """What `posekit run` was asked. boxes: "gt", a box file, or None for the bundle's detector.   path: None for its own."""
+    """What `posekit run` was asked.
+
+    boxes: "gt", a box file, or None for the bundle's detector.   path: None for the bundle's own.
+    precision: of the graphs that have it, None for what the backend prefers.
+    """
 
     bundle: Path
     source: str
@@ -40,6 +45,7 @@ class RunRequest:
     boxes: str | None = None
     path: str | None = None
     backend: str = "auto"
+    precision: Precision | None = None
     results: Path | None = None
     overlays: Path | None = None
     score: bool = False
@@ -126,7 +132,13 @@ def run_sequence(request: RunRequest, progress: Progress) -> RunOutcome:
         stack.callback(frames.close)
         profiler = StageProfiler()
         estimator = stack.enter_context(
-            PoseEstimator(bundle, path=request.path, backend=request.backend, stage=profiler.stage)
+            PoseEstimator(
+                bundle,
+                path=request.path,
+                backend=request.backend,
+                precision=request.precision,
+                stage=profiler.stage,
+            )
         )
         tally, scores = _Tally(), list[FrameScore]()
         sinks: list[Sink] = [tally.add]
