@@ -1,49 +1,7 @@
-"""Files that appear whole or not at all."""
+"""Files that appear whole or not at all: the runtime's own way, which the engine cache uses on the device."""
 
 from __future__ import annotations
 
-import os
-import secrets
-from collections.abc import Iterator
-from contextlib import contextmanager
-from pathlib import Path
-from typing import BinaryIO
+from posekit.runtime.atomic import replacing, write_whole
 
-from posekit.runtime.errors import OutputError
-
-
-@contextmanager
-def replacing(path: Path) -> Iterator[BinaryIO]:
-    """A writable, seekable file that takes the place of `path` when the block ends well; else `path` stays as it was.
-
-    Raises OutputError when the folder cannot be written or the disk is full.
-    """
-    part = path.with_name(f".{path.name}.{secrets.token_hex(4)}.part")
-    try:
-        with open(part, "w+b") as file:
-            yield file
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(part, path)
-    except OSError as error:
-        raise OutputError(
-            f"output {path}",
-            got=error,
-            expected="a writable folder with room",
-            remedy="Make room or choose another place; what stood there is unchanged.",
-        ) from error
-    finally:
-        _remove(part)
-
-
-def write_whole(path: Path, content: bytes | memoryview) -> None:
-    """Write one file through `replacing`."""
-    with replacing(path) as file:
-        file.write(content)
-
-
-def _remove(part: Path) -> None:
-    try:
-        part.unlink(missing_ok=True)
-    except OSError:  # the folder itself is unusable, which has been said already
-        return
+__all__ = ["replacing", "write_whole"]
