@@ -45,7 +45,7 @@ class PoseEstimator:
         Raises BundleError for an unknown path, BankError for a foreign bank, BackendError if nothing can run it.
         """
         self.path_name = path or bundle.manifest.default_path
-        entry = _path_named(bundle, self.path_name)
+        entry = path_named(bundle, self.path_name)
         objects = {o.id: o for o in bundle.manifest.objects}
         self.object_ids = entry.object_ids
         self._stage = stage
@@ -149,7 +149,7 @@ def graph_opener(bundle: Bundle, entry: PathEntry, backend: str, precision: Prec
     return open_graph
 
 
-def _path_named(bundle: Bundle, name: str) -> PathEntry:
+def path_named(bundle: Bundle, name: str) -> PathEntry:
     if name not in bundle.manifest.paths:
         raise BundleError(
             f"path {name!r}",

@@ -22,6 +22,7 @@ from posekit.runtime.manifest import (
     Manifest,
     ObjectEntry,
     PathEntry,
+    Precision,
     Role,
     SolverEntry,
 )
@@ -85,7 +86,7 @@ def constant_graph(role: Role, inputs: tuple[TensorSpec, ...], **outputs: np.nda
     return content, _entry(role, f"{member}.onnx", inputs, tuple(specs))
 
 
-def _pose_graph(t_of_box: np.ndarray) -> tuple[bytes, GraphEntry]:
+def pose_graph(t_of_box: np.ndarray) -> tuple[bytes, GraphEntry]:
     """R = I, t = box @ t_of_box + (0, 0, 1), score = 1 per crop."""
     outputs = (
         TensorSpec("R", "float32", ("batch", 3, 3)),
@@ -113,7 +114,7 @@ def _pose_graph(t_of_box: np.ndarray) -> tuple[bytes, GraphEntry]:
     return content, _entry("pose", "pose.onnx", (BOX,), outputs)
 
 
-def _embedder_graph() -> tuple[bytes, GraphEntry]:
+def embedder_graph() -> tuple[bytes, GraphEntry]:
     """Descriptor = unit mean colour of the crop, one place."""
     outputs = (TensorSpec("descriptors", "float32", ("batch", 1, 3)),)
     nodes = [
@@ -209,10 +210,15 @@ def write_toy_bundle(
     coords_m: np.ndarray | None = None,
     bank: bytes | None = None,
     replaced: Mapping[str, tuple[bytes, GraphEntry]] | None = None,
+    variants: Mapping[tuple[str, Precision], bytes] | None = None,
+    provenance: Mapping[str, str] | None = None,
 ) -> Path:
-    """A bundle with the three kinds of path, for objects 1 and 2. replaced: graphs by name, instead of the right ones."""
-    pose, pose_entry = _pose_graph(np.zeros((4, 3)) if t_of_box is None else t_of_box)
-    embedder, embedder_entry = _embedder_graph()
+    """A bundle with the three kinds of path, for objects 1 and 2.
+
+    replaced: graphs by name, instead of the right ones.  variants: further files of a graph, by name and precision.
+    """
+    pose, pose_entry = pose_graph(np.zeros((4, 3)) if t_of_box is None else t_of_box)
+    embedder, embedder_entry = embedder_graph()
     matcher, matcher_entry = _matcher_graph()
     maps, maps_entry = _maps_graph(
         np.zeros((8, 8)) if mask is None else mask, np.zeros((8, 8, 3)) if coords_m is None else coords_m
@@ -236,7 +242,7 @@ def write_toy_bundle(
         format=FORMAT,
         name="toy",
         system="toy",
-        provenance={},
+        provenance=dict(provenance or {}),
         graphs={"pose": pose_entry, "embedder": embedder_entry, "matcher": matcher_entry, "maps": maps_entry},
         objects=(box, replace(box, id=2, name="other")),
         paths={
@@ -251,6 +257,9 @@ def write_toy_bundle(
     )
     for name, (content, entry) in (replaced or {}).items():
         members[f"{name}.onnx"], manifest.graphs[name] = content, entry
+    for (name, precision), content in (variants or {}).items():
+        members[f"{name}.{precision}.onnx"] = content
+        manifest.graphs[name].variants[precision] = f"{name}.{precision}.onnx"
     pack_bundle(path, manifest, members)
     return path
 

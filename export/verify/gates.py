@@ -1,0 +1,80 @@
+"""What a variant may cost, and whether it costs more. Each gate is a row: which figure, which way, and its default."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, fields
+
+from posekit.export.verify.figures import Figures, Spread
+
+
+@dataclass(frozen=True)
+class Gates:
+    """Limits against fp32 on the same samples; a recipe's [gates]. None: not asked.
+
+    The p95 gates are of the difference between the two poses. output_p95 is for networks with random weights, whose poses
+    mean nothing: the relative RMS difference of their float outputs.
+    """
+
+    rotation_p95_deg: float | None = 2.0
+    translation_p95_of_diameter: float | None = 0.05
+    add_recall_drop: float | None = 0.02
+    lost: float | None = 0.02
+    cosine_p1: float | None = 0.95
+    top1: float | None = None
+    output_p95: float | None = 0.1
+
+
+@dataclass(frozen=True)
+class GateResult:
+    """One gate of one variant. value: measured.  floor: what one grey level of noise costs the reference itself.
+
+    limit: the recipe's.  passed: within the limit, or no worse than the floor.
+    """
+
+    gate: str
+    value: float
+    limit: float
+    floor: float
+    passed: bool
+
+
+@dataclass(frozen=True)
+class _Row:
+    """of: the figure, None where the path does not have it.  at_least: a smaller value is worse."""
+
+    of: Callable[[Figures], float | None]
+    at_least: bool = False
+
+
+def _p95(spread: Spread | None) -> float | None:
+    return spread.p95 if spread else None
+
+
+_POSE_ROWS: dict[str, _Row] = {
+    "rotation_p95_deg": _Row(lambda f: _p95(f.rotation_deg)),
+    "translation_p95_of_diameter": _Row(lambda f: _p95(f.translation_of_diameter)),
+    "add_recall_drop": _Row(lambda f: f.add_recall_drop),
+    "lost": _Row(lambda f: f.lost),
+    "cosine_p1": _Row(lambda f: f.cosine_p1, at_least=True),
+    "top1": _Row(lambda f: f.top1, at_least=True),
+}
+_RANDOM_ROWS: dict[str, _Row] = {
+    "output_p95": _Row(lambda f: max((spread.p95 for spread in f.outputs.values()), default=None)),
+}
+assert {*_POSE_ROWS, *_RANDOM_ROWS} == {field.name for field in fields(Gates)}
+
+
+def judged(figures: Figures, floor: Figures, gates: Gates, trained: bool) -> tuple[GateResult, ...]:
+    """Every gate that applies. A network with random weights is judged by its numbers, a trained one by its poses.
+
+    A figure that the floor reaches too is passed: no precision can be told from the camera's noise there.
+    """
+    results = []
+    for name, row in (_POSE_ROWS if trained else _RANDOM_ROWS).items():
+        value, own, limit = row.of(figures), row.of(floor), getattr(gates, name)
+        if value is None or own is None or limit is None:
+            continue
+        passed = value >= min(limit, own) if row.at_least else value <= max(limit, own)
+        results.append(GateResult(name, value, limit, own, bool(passed)))
+    return tuple(results)

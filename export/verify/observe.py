@@ -1,0 +1,114 @@
+"""What one variant of a pose path says of every sample: its pose, and what its networks put out on the way."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from posekit.export.verify.samples import Sample
+from posekit.runtime.bundle import Bundle
+from posekit.runtime.crop_batch import CropBatch
+from posekit.runtime.estimator import graph_opener, path_named
+from posekit.runtime.manifest import Precision
+from posekit.runtime.paths import PATHS
+from posekit.runtime.pose import Pose
+from posekit.runtime.profiler import no_stage
+from posekit.runtime.session import Session
+from posekit.runtime.tensor import Feed, TensorSpec
+
+GREY_LEVEL_SEED = 0
+Outputs = dict[str, npt.NDArray[Any]]
+Advance = Callable[[int, int], None]
+
+
+@dataclass(frozen=True, eq=False)
+class Observation:
+    """poses: per sample, None where none was found.  outputs: per sample, every output of the path's graphs by name.
+    backends: what really ran, a line per graph.
+    """
+
+    poses: tuple[Pose | None, ...]
+    outputs: tuple[Outputs, ...]
+    backends: tuple[str, ...]
+
+
+@dataclass
+class _Recorder:
+    """A session that keeps what its last run put out."""
+
+    session: Session
+    last: Outputs = field(default_factory=dict)
+
+    @property
+    def inputs(self) -> tuple[TensorSpec, ...]:
+        return self.session.inputs
+
+    @property
+    def outputs(self) -> tuple[TensorSpec, ...]:
+        return self.session.outputs
+
+    @property
+    def backend(self) -> str:
+        return self.session.backend
+
+    def run(self, feed: Feed) -> Outputs:
+        out = self.session.run(feed)
+        self.last = {name: array.copy() for name, array in out.items()}
+        return out
+
+    def close(self) -> None:
+        self.session.close()
+
+
+def observe(
+    bundle: Bundle,
+    path: str,
+    samples: Sequence[Sample],
+    *,
+    backend: str,
+    precision: Precision,
+    grey_levels: int = 0,
+    advance: Advance = lambda done, total: None,
+) -> Observation:
+    """Run a path crop by crop, through the code that runs on the device.
+
+    grey_levels: of uniform noise added to every pixel of the crops; what an unchanged scene does anyway.
+    Raises what opening and running the path raises.
+    """
+    entry = path_named(bundle, path)
+    objects = {o.id: o for o in bundle.manifest.objects}
+    opened = graph_opener(bundle, entry, backend, precision)
+    recorders: list[_Recorder] = []
+
+    def open_graph(name: str) -> Session:
+        recorders.append(_Recorder(opened(name)))
+        return recorders[-1]
+
+    found = PATHS[entry.kind](bundle, entry, open_graph)
+    rng = np.random.default_rng(GREY_LEVEL_SEED)
+    batch = CropBatch(entry.crop, [objects[i] for i in entry.object_ids], capacity=1)
+    poses: list[Pose | None] = []
+    outputs: list[Outputs] = []
+    try:
+        for done, sample in enumerate(samples):
+            batch.cut(sample.image_rgb_u8, sample.intrinsics, [sample.detection])
+            _shake(batch.crops[0].pixels, grey_levels, rng)
+            (result,) = found.poses(batch, [sample.detection], sample.intrinsics.undistorted(), no_stage)
+            poses.append(result[0] if result else None)
+            outputs.append({name: array[0] for recorder in recorders for name, array in recorder.last.items()})
+            advance(done + 1, len(samples))
+    finally:
+        for recorder in recorders:
+            recorder.close()
+    return Observation(tuple(poses), tuple(outputs), tuple(recorder.backend for recorder in recorders))
+
+
+def _shake(pixels: npt.NDArray[np.uint8], grey_levels: int, rng: np.random.Generator) -> None:
+    """Add -grey_levels .. +grey_levels to every value, in place."""
+    if grey_levels:
+        noise = rng.integers(-grey_levels, grey_levels + 1, pixels.shape)
+        pixels[:] = np.clip(pixels.astype(np.int16) + noise, 0, 255)

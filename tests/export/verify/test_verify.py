@@ -1,0 +1,203 @@
+"""A variant that gives other poses is caught in degrees and millimetres; one that gives the same poses passes."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+
+import numpy as np
+import onnx
+import pytest
+import toy_bundles
+from hypothesis import given
+from hypothesis import strategies as st
+from onnx import helper, numpy_helper
+
+from posekit.benchmarks.pose_error import scored_object_from
+from posekit.export.verify.figures import Figures, Spread, figures_of
+from posekit.export.verify.gates import Gates, judged
+from posekit.export.verify.observe import Observation, observe
+from posekit.export.verify.samples import Sample
+from posekit.export.verify.verify import MIN_SAMPLES, verify_bundle
+from posekit.runtime.bundle import Bundle
+from posekit.runtime.detection import Detection
+from posekit.runtime.errors import BackendError, CalibrationError
+from posekit.runtime.intrinsics import Intrinsics
+from posekit.runtime.pose import Pose
+from posekit.runtime.symmetry import Symmetries
+
+N = 40
+CAMERA = Intrinsics(np.array([[100.0, 0, 50], [0, 100, 50], [0, 0, 1]]), 101, 101)
+T_OF_BOX = np.zeros((4, 3))
+T_OF_BOX[0, 0] = 0.01  # each pixel of x0 is a centimetre
+CUBE = np.array([[x, y, z] for x in (-0.1, 0.1) for y in (-0.1, 0.1) for z in (-0.1, 0.1)])
+SCORED = {1: scored_object_from(1, "cube", 0.2 * 3**0.5, CUBE, Symmetries())}
+Z = ((np.array([0.0, 0.0, 1.0]), np.zeros(3)),)
+
+
+def samples(count: int = N, seed: int = 0) -> list[Sample]:
+    """Coloured squares on grey, half of them of object 1, half of object 2."""
+    rng = np.random.default_rng(seed)
+    made = []
+    for k in range(count):
+        image = rng.integers(90, 110, (101, 101, 3)).astype(np.uint8)
+        x, y = (int(v) for v in rng.integers(5, 60, 2))
+        image[y : y + 30, x : x + 30] = rng.integers(0, 255, 3)
+        detection = Detection(1 + k % 2, 1.0, np.array([x, y, x + 30, y + 30], float))
+        made.append(Sample(f"{k}", image, CAMERA, detection, None))
+    return made
+
+
+def shifted_pose_graph(shift_m: float) -> bytes:
+    """The toy's pose graph, whose t is off along x."""
+    model = onnx.load_from_string(toy_bundles.pose_graph(T_OF_BOX)[0])
+    for tensor in model.graph.initializer:
+        if tensor.name == "ahead":
+            tensor.CopyFrom(numpy_helper.from_array(np.array([shift_m, 0, 1], np.float32), "ahead"))
+    return bytes(model.SerializeToString())
+
+
+def blind_embedder() -> bytes:
+    """Every crop gets the descriptor of a red one: what a trunk that overflows says."""
+    model = onnx.load_from_string(toy_bundles.embedder_graph()[0])
+    unit = next(node for node in model.graph.node if node.output[0] == "unit")
+    unit.output[0] = "right"
+    model.graph.initializer.append(numpy_helper.from_array(np.zeros(1, np.float32), "none"))
+    model.graph.initializer.append(numpy_helper.from_array(np.array([[1, 0, 0]], np.float32), "red"))
+    at = [node.output[0] for node in model.graph.node].index("right") + 1
+    model.graph.node.insert(at, helper.make_node("Mul", ["right", "none"], ["nothing"]))
+    model.graph.node.insert(at + 1, helper.make_node("Add", ["nothing", "red"], ["unit"]))
+    return bytes(model.SerializeToString())
+
+
+def toy(folder: Path, **options: object) -> Path:
+    return toy_bundles.write_toy_bundle(folder / "toy.posekit", T_OF_BOX, **options)  # type: ignore[arg-type]
+
+
+def test_equal_variants_have_no_difference(tmp_path: Path) -> None:
+    same = {("pose", "fp16"): shifted_pose_graph(0.0), ("embedder", "fp16"): toy_bundles.embedder_graph()[0]}
+    with Bundle(toy(tmp_path, variants=same)) as bundle:
+        seen = {p: observe(bundle, "bank", samples(), backend="onnxruntime", precision=p) for p in ("fp32", "fp16")}
+        scored = dict.fromkeys((1, 2), SCORED[1])
+        figures = figures_of(seen["fp32"], seen["fp16"], samples(), scored)
+    assert (figures.n, figures.lost, figures.gained) == (N, 0, 0)
+    assert figures.rotation_deg == Spread(0, 0)
+    assert figures.translation_mm == Spread(0, 0)
+    assert (figures.top1, figures.top5) == (1, 1)
+    assert figures.cosine_p1 == pytest.approx(1)
+    assert set(figures.outputs) == {"descriptors", "score"}
+    assert all(spread.p95 == 0 for spread in figures.outputs.values())
+
+
+def test_a_variant_that_moves_poses_misses_its_gate_and_one_that_does_not_passes(tmp_path: Path) -> None:
+    for shift_m, passed in ((0.0005, True), (0.05, False)):
+        with Bundle(toy(tmp_path, variants={("pose", "fp16"): shifted_pose_graph(shift_m)})) as bundle:
+            bundle.manifest.paths.pop("epnp")
+            found = verify_bundle(bundle, samples(80), Gates(), backends=["onnxruntime"])
+        (verdict,) = (v for v in found.verdicts if v.precision == "fp16")
+        assert verdict.path == "regressor"
+        assert verdict.passed is passed is found.passed
+        assert verdict.figures.translation_mm is not None
+        assert verdict.figures.translation_mm.p95 == pytest.approx(1000 * shift_m, rel=1e-3)
+        missed = {gate.gate for gate in verdict.gates if not gate.passed}
+        assert missed == (set() if passed else {"translation_p95_of_diameter"})
+
+
+def test_a_blind_embedder_is_caught(tmp_path: Path) -> None:
+    with Bundle(toy(tmp_path, variants={("embedder", "int8"): blind_embedder()})) as bundle:
+        bundle.manifest.paths.pop("epnp")
+        bundle.manifest.paths.pop("regressor")
+        found = verify_bundle(bundle, samples(80), Gates(top1=0.9), backends=["onnxruntime"])
+    (verdict,) = found.verdicts
+    assert not verdict.passed
+    assert {"rotation_p95_deg", "cosine_p1", "top1"} <= {gate.gate for gate in verdict.gates if not gate.passed}
+
+
+def test_random_weights_are_judged_by_numbers(tmp_path: Path) -> None:
+    variants = {("pose", "fp16"): shifted_pose_graph(0.5)}
+    provenance = {"checkpoint of pose": "random weights (seed 0), not for use"}
+    with Bundle(toy(tmp_path, variants=variants, provenance=provenance)) as bundle:
+        bundle.manifest.paths.pop("epnp")
+        bundle.manifest.paths.pop("bank")
+        (verdict,) = verify_bundle(bundle, samples(80), Gates(), backends=["onnxruntime"]).verdicts
+    assert not verdict.trained
+    assert [gate.gate for gate in verdict.gates] == ["output_p95"]
+    assert not verdict.passed
+
+
+def test_too_few_crops_are_no_verification(tmp_path: Path) -> None:
+    with Bundle(toy(tmp_path)) as bundle, pytest.raises(CalibrationError, match=f"at least {MIN_SAMPLES}"):
+        verify_bundle(bundle, samples(MIN_SAMPLES - 1), Gates())
+
+
+def test_a_precision_that_is_not_there_is_refused(tmp_path: Path) -> None:
+    with Bundle(toy(tmp_path)) as bundle, pytest.raises(BackendError, match="precision int8"):
+        observe(bundle, "regressor", samples(2), backend="onnxruntime", precision="int8")
+
+
+def observation(poses: list[Pose | None]) -> Observation:
+    return Observation(tuple(poses), tuple({} for _ in poses), ("toy",))
+
+
+def one_object(count: int, true: Pose | None = None) -> list[Sample]:
+    detection = Detection(1, 1.0, np.array([0, 0, 9, 9.0]))
+    return [Sample(str(k), np.zeros((10, 10, 3), np.uint8), CAMERA, detection, true) for k in range(count)]
+
+
+@given(angle_deg=st.floats(0, 170), shift_mm=st.floats(0, 500))
+def test_figures_are_the_difference_that_was_planted(angle_deg: float, shift_mm: float) -> None:
+    true = Pose.from_rotvec([0.3, 0.2, -0.1], [0.01, 0.02, 0.6])
+    turn = Pose.from_rotvec([0, math.radians(angle_deg), 0])
+    off = Pose(true.R @ turn.R, true.t_m + [0, shift_mm / 1000, 0])
+    figures = figures_of(observation([true] * 3), observation([off] * 3), one_object(3, true), SCORED)
+    assert figures.rotation_deg is not None
+    assert figures.translation_mm is not None
+    assert figures.rotation_deg.p95 == pytest.approx(angle_deg, abs=1e-4)
+    assert figures.translation_mm.p95 == pytest.approx(shift_mm, abs=1e-6)
+    assert figures.n_true == 3
+
+
+def test_a_turn_about_a_symmetry_axis_is_no_difference() -> None:
+    round_thing = {1: scored_object_from(1, "round", 0.3, CUBE, Symmetries(continuous=Z))}
+    true = Pose.from_rotvec([0.3, 0.2, -0.1], [0.01, 0.02, 0.6])
+    turned = true @ Pose.from_rotvec([0, 0, 1.0])
+    figures = figures_of(observation([true]), observation([turned]), one_object(1), round_thing)
+    assert figures.rotation_deg is not None
+    assert figures.rotation_deg.p95 < 0.6  # half a step of the discretised turn
+
+
+def test_lost_and_gained_poses_are_counted() -> None:
+    pose = Pose.from_rotvec([0, 0, 0], [0, 0, 1])
+    figures = figures_of(
+        observation([pose, pose, None, None]), observation([pose, None, pose, None]), one_object(4), SCORED
+    )
+    assert (figures.lost, figures.gained) == (0.25, 0.25)
+    nothing = figures_of(observation([pose]), observation([None]), one_object(1), SCORED)
+    assert nothing.rotation_deg is None
+    assert nothing.lost == 1
+
+
+def test_recall_drop_counts_a_lost_pose_as_a_miss() -> None:
+    true = Pose.from_rotvec([0, 0, 0], [0, 0, 1])
+    figures = figures_of(observation([true, true]), observation([true, None]), one_object(2, true), SCORED)
+    assert figures.add_recall_drop == 0.5
+
+
+def figures(rotation_p95_deg: float, cosine_p1: float | None = None) -> Figures:
+    spread = Spread(0, rotation_p95_deg)
+    return Figures(40, 0, 0, spread, Spread(0, 0), Spread(0, 0), 0, None, cosine_p1, cosine_p1, None, None, {})
+
+
+@given(value=st.floats(0, 90), floor=st.floats(0, 90), limit=st.floats(0, 90))
+def test_a_gate_passes_within_its_limit_or_the_noise(value: float, floor: float, limit: float) -> None:
+    results = judged(figures(value), figures(floor), Gates(rotation_p95_deg=limit), trained=True)
+    (gate,) = (result for result in results if result.gate == "rotation_p95_deg")
+    assert gate.passed is (value <= max(limit, floor))
+    assert (gate.value, gate.floor, gate.limit) == (value, floor, limit)
+
+
+def test_a_gate_that_the_recipe_leaves_out_is_not_asked() -> None:
+    gates = Gates(rotation_p95_deg=None, cosine_p1=0.99)
+    results = judged(figures(90, cosine_p1=0.98), figures(0, cosine_p1=1.0), gates, trained=True)
+    assert "rotation_p95_deg" not in [result.gate for result in results]
+    assert [result.passed for result in results if result.gate == "cosine_p1"] == [False]
