@@ -14,7 +14,7 @@ from posekit.runtime.bundle import Bundle
 from posekit.runtime.crop_batch import CropBatch
 from posekit.runtime.estimator import graph_opener, path_named
 from posekit.runtime.manifest import Precision
-from posekit.runtime.paths import PATHS
+from posekit.runtime.paths import PATHS, OpenGraph
 from posekit.runtime.pose import Pose
 from posekit.runtime.profiler import no_stage
 from posekit.runtime.session import Session
@@ -68,27 +68,25 @@ def observe(
     bundle: Bundle,
     path: str,
     samples: Sequence[Sample],
-    *,
-    backend: str,
-    precision: Precision,
+    open_graph: OpenGraph,
     grey_levels: int = 0,
     advance: Advance = lambda done, total: None,
 ) -> Observation:
     """Run a path crop by crop, through the code that runs on the device.
 
+    open_graph: which backend and variant runs each graph; `variant_opener` for those of the bundle.
     grey_levels: of uniform noise added to every pixel of the crops; what an unchanged scene does anyway.
     Raises what opening and running the path raises.
     """
     entry = path_named(bundle, path)
     objects = {o.id: o for o in bundle.manifest.objects}
-    opened = graph_opener(bundle, entry, backend, precision)
     recorders: list[_Recorder] = []
 
-    def open_graph(name: str) -> Session:
-        recorders.append(_Recorder(opened(name)))
+    def recorded(name: str) -> Session:
+        recorders.append(_Recorder(open_graph(name)))
         return recorders[-1]
 
-    found = PATHS[entry.kind](bundle, entry, open_graph)
+    found = PATHS[entry.kind](bundle, entry, recorded)
     rng = np.random.default_rng(GREY_LEVEL_SEED)
     batch = CropBatch(entry.crop, [objects[i] for i in entry.object_ids], capacity=1)
     poses: list[Pose | None] = []
@@ -105,6 +103,11 @@ def observe(
         for recorder in recorders:
             recorder.close()
     return Observation(tuple(poses), tuple(outputs), tuple(recorder.backend for recorder in recorders))
+
+
+def variant_opener(bundle: Bundle, path: str, backend: str, precision: Precision) -> OpenGraph:
+    """The variants of a bundle: those graphs of the path that have this precision run it, the others fp32."""
+    return graph_opener(bundle, path_named(bundle, path), backend, precision)
 
 
 def _shake(pixels: npt.NDArray[np.uint8], grey_levels: int, rng: np.random.Generator) -> None:

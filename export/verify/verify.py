@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from posekit.benchmarks.pose_error import ScoredObject, scored_object
 from posekit.export.verify.figures import Figures, figures_of
 from posekit.export.verify.gates import GateResult, Gates, judged
-from posekit.export.verify.observe import Observation, observe
+from posekit.export.verify.observe import Observation, observe, variant_opener
 from posekit.export.verify.samples import Sample
 from posekit.runtime.backends import BACKENDS
 from posekit.runtime.bundle import Bundle
@@ -128,9 +128,8 @@ class _Path:
             self.bundle,
             self.name,
             self.samples,
-            backend=backend,
-            precision=precision,
-            grey_levels=grey_levels,
+            variant_opener(self.bundle, self.name, backend, precision),
+            grey_levels,
             advance=lambda done, total: self.progress(stage, done, total),
         )
 

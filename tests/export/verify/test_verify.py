@@ -16,13 +16,15 @@ from onnx import helper, numpy_helper
 from posekit.benchmarks.pose_error import scored_object_from
 from posekit.export.verify.figures import Figures, Spread, figures_of
 from posekit.export.verify.gates import Gates, judged
-from posekit.export.verify.observe import Observation, observe
+from posekit.export.verify.observe import Observation, observe, variant_opener
 from posekit.export.verify.samples import Sample
 from posekit.export.verify.verify import MIN_SAMPLES, verify_bundle
 from posekit.runtime.bundle import Bundle
 from posekit.runtime.detection import Detection
 from posekit.runtime.errors import BackendError, CalibrationError
 from posekit.runtime.intrinsics import Intrinsics
+from posekit.runtime.manifest import Precision
+from posekit.runtime.paths import OpenGraph
 from posekit.runtime.pose import Pose
 from posekit.runtime.symmetry import Symmetries
 
@@ -77,7 +79,7 @@ def toy(folder: Path, **options: object) -> Path:
 def test_equal_variants_have_no_difference(tmp_path: Path) -> None:
     same = {("pose", "fp16"): shifted_pose_graph(0.0), ("embedder", "fp16"): toy_bundles.embedder_graph()[0]}
     with Bundle(toy(tmp_path, variants=same)) as bundle:
-        seen = {p: observe(bundle, "bank", samples(), backend="onnxruntime", precision=p) for p in ("fp32", "fp16")}
+        seen = {p: observe(bundle, "bank", samples(), opener(bundle, "bank", p)) for p in ("fp32", "fp16")}
         scored = dict.fromkeys((1, 2), SCORED[1])
         figures = figures_of(seen["fp32"], seen["fp16"], samples(), scored)
     assert (figures.n, figures.lost, figures.gained) == (N, 0, 0)
@@ -132,7 +134,11 @@ def test_too_few_crops_are_no_verification(tmp_path: Path) -> None:
 
 def test_a_precision_that_is_not_there_is_refused(tmp_path: Path) -> None:
     with Bundle(toy(tmp_path)) as bundle, pytest.raises(BackendError, match="precision int8"):
-        observe(bundle, "regressor", samples(2), backend="onnxruntime", precision="int8")
+        opener(bundle, "regressor", "int8")
+
+
+def opener(bundle: Bundle, path: str, precision: Precision) -> OpenGraph:
+    return variant_opener(bundle, path, "onnxruntime", precision)
 
 
 def observation(poses: list[Pose | None]) -> Observation:
