@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from posekit.runtime.crop import CropPreset
 from posekit.runtime.errors import RecipeError
-from posekit.runtime.manifest import PathKind, Role, SolverEntry
+from posekit.runtime.manifest import PathKind, Precision, Role, SolverEntry
 from posekit.runtime.tensor import TensorSpec
 
 if TYPE_CHECKING:
@@ -25,12 +25,16 @@ class GraphSource:
 
     module: forward takes the inputs in order and returns a tensor, or a tuple in the order of `outputs`.
     inputs: the batch axis is the string "batch".
+    trunk: submodules that may run in lower precision, as posekit.export.precision.trunk reads them; everything else
+    (geometry, decoding, matching) stays float32.  precision: what `module` computes in; its own is "fp32".
     """
 
     role: Role
     module: nn.Module
     inputs: tuple[TensorSpec, ...]
     outputs: tuple[str, ...]
+    trunk: tuple[str, ...] = ()
+    precision: Precision = "fp32"
 
 
 @dataclass(frozen=True)
