@@ -1,0 +1,20 @@
+"""A network's blocks: which weight-bearing nodes of a graph belong together, by the modules they are called after."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+LAYER = 1  # the last part of a module's name is the layer; what is before it is the block
+
+
+def blocks_of(nodes: Iterable[str]) -> dict[str, tuple[str, ...]]:
+    """Group node names (`backbone.layer1.0.conv1/Conv`, posekit.export.onnx_names) by block (`backbone.layer1.0`).
+
+    A node without a module, or of a module at the top, is a block of its own. Order of first appearance.
+    """
+    found: dict[str, list[str]] = {}
+    for name in nodes:
+        module = name.rpartition("/")[0]
+        block = ".".join(module.split(".")[:-LAYER])
+        found.setdefault(block or module or name, []).append(name)
+    return {block: tuple(names) for block, names in found.items()}

@@ -1,0 +1,91 @@
+"""A verification for people (Markdown) and programs (JSON)."""
+
+from __future__ import annotations
+
+import json
+
+from posekit.export.verify.figures import Figures, Spread
+from posekit.export.verify.gates import GateResult
+from posekit.export.verify.verify import FLOOR_GREY_LEVELS, Verdict, Verification
+from posekit.runtime.records import plain_from
+
+COLUMNS = (
+    "path", "precision", "backend", "crops", "rotation deg p50 / p95", "translation mm p50 / p95", "ADD(-S) drop",
+    "lost", "top-1 / top-5", "cosine p1", "outputs p95", "verdict",
+)  # fmt: skip
+ABSENT = "-"
+
+
+def json_from_verification(verification: Verification) -> str:
+    """Everything, reproducibly; `passed` of each verdict and of all beside it."""
+    plain = plain_from(verification)
+    for row, verdict in zip(plain["verdicts"], verification.verdicts, strict=True):
+        row["passed"] = verdict.passed
+    return json.dumps(plain | {"passed": verification.passed}, indent=1, sort_keys=True) + "\n"
+
+
+def markdown_from_verification(verification: Verification) -> str:
+    """A table of all variants, a sentence per missed gate, and what was not run."""
+    head = ["| " + " | ".join(COLUMNS) + " |", "|" + "---|" * len(COLUMNS)]
+    rows = ["| " + " | ".join(row) + " |" for row in table_rows(verification)]
+    missed = [f"- {sentence}" for sentence in missed_gates(verification)]
+    skipped = [f"- not run: {sentence}" for sentence in verification.skipped]
+    return "\n".join(["# Verification", "", *head, *rows, "", *missed, *skipped, "", reading(verification), ""])
+
+
+def table_rows(verification: Verification) -> list[tuple[str, ...]]:
+    """COLUMNS per variant, and per path what noise alone does to fp32."""
+    floors = [
+        (path, "fp32", f"noise of {FLOOR_GREY_LEVELS} grey level", *_cells(figures), ABSENT)
+        for path, figures in verification.floors.items()
+    ]
+    rows = [(v.path, v.precision, v.backend, *_cells(v.figures), verdict_word(v)) for v in verification.verdicts]
+    return sorted(rows + floors, key=lambda row: row[0])
+
+
+def missed_gates(verification: Verification) -> list[str]:
+    """One sentence per gate that was missed."""
+    return [
+        f"{v.path} {v.precision} on {v.backend}: {gate_sentence(gate)}"
+        for v in verification.verdicts
+        for gate in v.gates
+        if not gate.passed
+    ]
+
+
+def gate_sentence(gate: GateResult) -> str:
+    return f"{gate.gate} is {gate.value:.4g}, allowed {gate.limit:.4g} (noise alone gives {gate.floor:.4g})"
+
+
+def verdict_word(verdict: Verdict) -> str:
+    kind = "" if verdict.trained else ", random weights: numbers only"
+    return ("pass" if verdict.passed else "MISSED") + kind
+
+
+def reading(verification: Verification) -> str:
+    """How to read the table."""
+    return (
+        f"Differences to fp32 on ONNX Runtime over {verification.n_samples} real crops, to the nearest symmetric copy; "
+        f"p95 is the 95th percentile. The row of noise is fp32 against itself with {FLOOR_GREY_LEVELS} grey level of noise."
+    )
+
+
+def _cells(figures: Figures) -> tuple[str, ...]:
+    outputs = max((spread.p95 for spread in figures.outputs.values()), default=None)
+    ranking = ABSENT if figures.top1 is None else f"{figures.top1:.1%} / {figures.top5:.1%}"
+    return (
+        str(figures.n), _spread(figures.rotation_deg), _spread(figures.translation_mm), _percent(figures.add_recall_drop),
+        _percent(figures.lost), ranking, _number(figures.cosine_p1), _number(outputs),
+    )  # fmt: skip
+
+
+def _spread(spread: Spread | None) -> str:
+    return ABSENT if spread is None else f"{spread.p50:.2f} / {spread.p95:.2f}"
+
+
+def _percent(value: float | None) -> str:
+    return ABSENT if value is None else f"{value:.1%}"
+
+
+def _number(value: float | None) -> str:
+    return ABSENT if value is None else f"{value:.4f}"
