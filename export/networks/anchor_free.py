@@ -47,6 +47,7 @@ class AnchorFree(nn.Module):
             _conv(widths[2], widths[3], stride=2), *[_Residual(widths[3]) for _ in range(depth[1])]
         )
         self.lateral = nn.Conv2d(widths[3], widths[2], 1)
+        self.add_coarse = _AddCoarse()
         self.joined = _conv(widths[2], widths[2])
         self.class_head = nn.Sequential(_conv(widths[2], widths[2]), nn.Conv2d(widths[2], classes, 1))
         self.side_head = nn.Sequential(_conv(widths[2], widths[2]), nn.Conv2d(widths[2], 4, 1))
@@ -63,8 +64,7 @@ class AnchorFree(nn.Module):
     def maps(self, image: Tensor) -> tuple[Tensor, Tensor]:
         """image as in `forward` -> class logits (B, C, h, w), boxes (B, 4, h, w)."""
         fine = self.fine(self.entrance(image))
-        coarse = F.interpolate(self.lateral(self.coarse(fine)), scale_factor=2.0, mode="nearest")
-        joined = self.joined(fine + coarse)
+        joined = self.joined(self.add_coarse(fine, self.lateral(self.coarse(fine))))
         return self.class_head(joined).float(), self._boxes(self.side_head(joined).float())
 
     def decoded(self, logits: Tensor, boxes: Tensor) -> tuple[Tensor, Tensor, Tensor]:
@@ -88,6 +88,13 @@ def _looked_up(table: Tensor | nn.Module, index: Tensor) -> Tensor:
     """table[index] as one plain Gather; indexing by a tensor would be traced to a GatherND."""
     assert isinstance(table, Tensor)
     return table.index_select(0, index.flatten()).view_as(index)
+
+
+class _AddCoarse(nn.Module):
+    """A level and the next coarser one, which is doubled. A module, so that a trunk in lower precision can name it."""
+
+    def forward(self, fine: Tensor, coarse: Tensor) -> Tensor:
+        return fine + F.interpolate(coarse, scale_factor=2.0, mode="nearest")
 
 
 class _Residual(nn.Module):

@@ -6,11 +6,15 @@ pose            forward(crops=x, K=..., ...) -> R (B, 3, 3), t (B, 3) in metres,
 correspondence  forward(crops=x, ...) -> mask (B, h, w) in 0..1, coords_m (B, h, w, 3) in the object frame
 detector        forward(x (1, 3, H, W)) -> boxes (1, K, 4) x0 y0 x1 y1 in input pixels, scores (1, K), labels (1, K) int64
 The keywords are the recipe's `feeds`, names of posekit.runtime.crop_batch.FEEDS.
+
+`trunk`, in each function below: submodules of the network, by name, that may run in lower precision
+(posekit.export.precision.trunk); where none is stated they are found, and the source's `trunk` says which.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -20,6 +24,7 @@ from posekit.export.example_feed import example_feed
 from posekit.export.networks.entrance import Entrance
 from posekit.export.networks.local_head import places_of_map, unit_descriptors
 from posekit.export.networks.matcher import Matcher
+from posekit.export.precision.trunk import EXCEPT, found_trunk, read_trunk
 from posekit.export.systems import GraphSource, PathPlan
 from posekit.runtime.crop_batch import FEEDS
 from posekit.runtime.errors import ExportError, RecipeError
@@ -28,6 +33,7 @@ from posekit.runtime.paths import OUTPUTS as PATH_OUTPUTS
 from posekit.runtime.tensor import TensorSpec
 from posekit.runtime.yolo_decode import Shapes, posekit_shapes
 
+NETWORK = "network"  # the attribute of every wrapper below that holds the user's network
 TRIAL_SIZES = {"batch": 2, "views": 7}
 
 # Role -> outputs with their shapes; a word is any size, equal words equal sizes.
@@ -73,7 +79,7 @@ class OwnDetector(nn.Module):
 
 
 def embedder_graphs(
-    network: nn.Module, entrance: Entrance, size_px: int, threshold: float | None
+    network: nn.Module, entrance: Entrance, size_px: int, threshold: float | None, trunk: Sequence[str] = ()
 ) -> dict[str, GraphSource]:
     """ "embedder" and its "matcher"; see Matcher for the threshold."""
     crops = (TensorSpec("crops", "uint8", ("batch", size_px, size_px, 3)),)
@@ -84,11 +90,12 @@ def embedder_graphs(
         TensorSpec("templates", "float32", (places, channels, "views")),
         TensorSpec("weights", "float32", (places, "views")),
     )
+    embedder = _with_trunk(embedder, trunk)
     return {"embedder": embedder, "matcher": GraphSource("matcher", Matcher(threshold), bank, ("index", "score"))}
 
 
 def regressor_graphs(
-    role: Role, network: nn.Module, entrance: Entrance, size_px: int, feeds: Sequence[str]
+    role: Role, network: nn.Module, entrance: Entrance, size_px: int, feeds: Sequence[str], trunk: Sequence[str] = ()
 ) -> dict[str, GraphSource]:
     """One graph named after its role, "pose" or "correspondence"."""
     unknown = sorted(set(feeds) - {"crops", *FEEDS})
@@ -103,15 +110,27 @@ def regressor_graphs(
     inputs = tuple(TensorSpec(name, known[name][0], ("batch", *known[name][1])) for name in feeds)
     source = GraphSource(role, OwnRegressor(entrance, network, feeds), inputs, tuple(OUTPUTS[role]))
     trial(source)
-    return {role: source}
+    return {role: _with_trunk(source, trunk)}
 
 
-def detector_graph(network: nn.Module, entrance: Entrance, input_wh_px: tuple[int, int]) -> GraphSource:
+def detector_graph(
+    network: nn.Module, entrance: Entrance, input_wh_px: tuple[int, int], trunk: Sequence[str] = ()
+) -> GraphSource:
     """Input `image` uint8 (1, H, W, 3); the outputs of posekit's own detector family."""
     image = TensorSpec("image", "uint8", (1, input_wh_px[1], input_wh_px[0], 3))
     source = GraphSource("detector", OwnDetector(entrance, network), (image,), tuple(OUTPUTS["detector"]))
     trial(source)
-    return source
+    return _with_trunk(source, trunk)
+
+
+def _with_trunk(source: GraphSource, stated: Sequence[str]) -> GraphSource:
+    """Stated names are the network's own; those of the source begin where the wrapper has it."""
+    if not stated:
+        return replace(source, trunk=found_trunk(source, NETWORK))
+    names = (f"{EXCEPT * n.startswith(EXCEPT)}{NETWORK}.{n.removeprefix(EXCEPT)}" for n in stated)
+    named = replace(source, trunk=tuple(names))
+    read_trunk(named)
+    return named
 
 
 def own_paths(role: Role, solver: SolverEntry | None) -> dict[str, PathPlan]:

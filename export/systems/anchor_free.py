@@ -99,10 +99,17 @@ def _inside(boxes: Tensor, chosen: Tensor, grid_hw: tuple[int, int]) -> Tensor:
     return (rows[..., :, None] & columns[..., None, :] & chosen[..., None, None]).any(dim=1)
 
 
+# What is above float16's range or resolution stays out: the last layers (equal logits would make double peaks) and the boxes.
+TRUNK = (
+    *("fine", "coarse", "lateral", "joined", "add_coarse", "class_head", "side_head"),
+    *("-class_head.1", "-side_head.1"),
+)
+
+
 def _graphs(network: AnchorFree, crop: CropPreset) -> dict[str, GraphSource]:
     height, width = (STRIDE_PX * cells for cells in network.grid_hw)
     image = TensorSpec("image", "uint8", (1, height, width, 3))
-    return {"detector": GraphSource("detector", network, (image,), ("boxes", "scores", "labels"))}
+    return {"detector": GraphSource("detector", network, (image,), ("boxes", "scores", "labels"), TRUNK)}
 
 
 SYSTEM = System(

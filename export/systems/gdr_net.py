@@ -26,6 +26,11 @@ from posekit.runtime.tensor import TensorSpec
 EPNP = SolverEntry(method="epnp-ransac", iterations=100, reprojection_px=3.0)
 
 
+DENSE_TRUNK = ("network.backbone", "network.head")
+# The two last layers are small, and their rounding would be the pose's: 2^-11 of a translation.
+POSE_TRUNK = (*DENSE_TRUNK, "network.pnp", "-network.pnp.rotation", "-network.pnp.site")
+
+
 class Maps(NamedTuple):
     """mask_logit: (B, 1, h, w).  xyz: (B, 3, h, w), about 0..1 over the object's box.  region: (B, 1 + regions, h, w)
     logits, channel 0 is background; None without regions."""
@@ -134,9 +139,10 @@ def _graphs(network: GdrNet, crop: CropPreset) -> dict[str, GraphSource]:
     if network.n_objects > 1:
         feeds["label"] = TensorSpec("label", "int64", ("batch",))
     dense = tuple(feeds[name] for name in ("crops", "bbox_m", "label") if name in feeds)
+    pose, correspondence = _Pose(network), _Correspondence(network)
     return {
-        "pose": GraphSource("pose", _Pose(network), tuple(feeds.values()), ("R", "t", "score")),
-        "correspondence": GraphSource("correspondence", _Correspondence(network), dense, ("mask", "coords_m")),
+        "pose": GraphSource("pose", pose, tuple(feeds.values()), ("R", "t", "score"), POSE_TRUNK),
+        "correspondence": GraphSource("correspondence", correspondence, dense, ("mask", "coords_m"), DENSE_TRUNK),
     }
 
 

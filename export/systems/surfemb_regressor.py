@@ -104,7 +104,11 @@ def _graphs(network: SurfEmbRegressor, crop: CropPreset) -> dict[str, GraphSourc
     ]
     if network.n_objects > 1:
         feeds.append(TensorSpec("label", "int64", ("batch",)))
-    return {"pose": GraphSource("pose", _Pose(network), tuple(feeds), ("R", "t", "score"))}
+    # The heads' last layers are small, and their rounding would be the pose's: 2^-11 of a translation.
+    heads = {"rotation": network.pnp.rotation, "xy": network.pnp.xy, "z": network.pnp.z}
+    last = (f"-network.pnp.{name}.{len(head) - 1}" for name, head in heads.items())
+    trunk = ("network.queries", "network.pnp", *last)
+    return {"pose": GraphSource("pose", _Pose(network), tuple(feeds), ("R", "t", "score"), trunk)}
 
 
 SYSTEM = System(

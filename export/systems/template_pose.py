@@ -22,6 +22,7 @@ from posekit.runtime.errors import RecipeError
 from posekit.runtime.tensor import TensorSpec
 
 THRESHOLD = 0.2
+TRUNK = ("network.backbone", "network.projector")
 BANK_PATHS = {"bank": PathPlan("bank", "embedder", matcher="matcher")}
 
 
@@ -95,8 +96,10 @@ class Embedder(nn.Module):
         return descriptors
 
 
-def bank_graphs(network: nn.Module, size_px: int, places: int, channels: int) -> dict[str, GraphSource]:
-    """The two graphs of a template bank: "embedder" and "matcher"."""
+def bank_graphs(
+    network: nn.Module, size_px: int, places: int, channels: int, trunk: tuple[str, ...]
+) -> dict[str, GraphSource]:
+    """The two graphs of a template bank: "embedder" and "matcher". trunk: of the embedder; the matcher has none."""
     crops = TensorSpec("crops", "uint8", ("batch", size_px, size_px, 3))
     match = (
         TensorSpec("descriptors", "float32", ("batch", places, channels)),
@@ -104,13 +107,13 @@ def bank_graphs(network: nn.Module, size_px: int, places: int, channels: int) ->
         TensorSpec("weights", "float32", (places, "views")),
     )
     return {
-        "embedder": GraphSource("embedder", Embedder(network), (crops,), ("descriptors",)),
+        "embedder": GraphSource("embedder", Embedder(network), (crops,), ("descriptors",), trunk),
         "matcher": GraphSource("matcher", Matcher(THRESHOLD), match, ("index", "score")),
     }
 
 
 def _graphs(network: TemplatePose, crop: CropPreset) -> dict[str, GraphSource]:
-    return bank_graphs(network, crop.size_px, network.grid(crop.size_px) ** 2, network.channels)
+    return bank_graphs(network, crop.size_px, network.grid(crop.size_px) ** 2, network.channels, TRUNK)
 
 
 SYSTEM = System(

@@ -18,6 +18,9 @@ from posekit.runtime.crop import PRESETS, CropPreset
 from posekit.runtime.errors import RecipeError
 
 
+TRUNK = ("network.backbone", "network.head")
+
+
 class TraM3D(nn.Module):
     """(B, 3, S, S) normalised -> descriptors (B, (S / patch)^2, channels), unit length. The CLS token is left out."""
 
@@ -47,7 +50,7 @@ def _graphs(network: TraM3D, crop: CropPreset) -> dict[str, GraphSource]:
             expected=f"{network.backbone.image_px}, the transformer's",
             remedy="Its positions are learned for one size: set options.image_px, or correct the crop.",
         )
-    return bank_graphs(network, crop.size_px, network.backbone.grid**2, network.channels)
+    return bank_graphs(network, crop.size_px, network.backbone.grid**2, network.channels, TRUNK)
 
 
 SYSTEM = System(
