@@ -1,0 +1,352 @@
+"""A graph as rules read it: all nodes with the types, constants, producers and consumers of their tensors.
+
+Bodies of If, Loop and Scan are part of it, local functions are unfolded, and no damage raises: what cannot be known is None.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import onnx
+from google.protobuf.message import EncodeError, Message  # type: ignore[import-untyped]
+from onnx import AttributeProto, GraphProto, ModelProto, NodeProto, TensorProto, ValueInfoProto
+from onnx.external_data_helper import load_external_data_for_tensor
+
+Array = npt.NDArray[Any]
+Shape = tuple[int | str, ...]  # a str is a dynamic axis
+
+STANDARD = ("", "ai.onnx")
+INLINE_BYTES = 1 << 10  # larger weights play no part in types and shapes, and are kept out of onnx's copies
+UNFOLDABLE = {"If", "Loop", "Scan", "RandomNormal", "RandomNormalLike", "RandomUniform", "RandomUniformLike",
+              "Bernoulli", "Multinomial"}  # fmt: skip
+WRONG = (onnx.checker.ValidationError, onnx.shape_inference.InferenceError, RuntimeError, ValueError, TypeError,
+         EncodeError)  # fmt: skip
+
+
+@dataclass(eq=False)
+class Scope:
+    """The names of one graph or body; what it does not define, its parent does."""
+
+    parent: Scope | None
+    dtypes: dict[str, int] = field(default_factory=dict)
+    shapes: dict[str, Shape] = field(default_factory=dict)
+    tensors: dict[str, TensorProto] = field(default_factory=dict)
+    producers: dict[str, Node] = field(default_factory=dict)
+    consumers: dict[str, list[Node]] = field(default_factory=lambda: defaultdict(list))
+    foldable: set[str] = field(default_factory=set)
+    inputs: tuple[str, ...] = ()
+    outputs: tuple[str, ...] = ()
+
+    def owner(self, name: str) -> Scope:
+        """The scope that defines a name; the outermost one for a name that none does."""
+        scope = self
+        while scope.parent is not None and not (
+            name in scope.producers or name in scope.tensors or name in scope.inputs
+        ):
+            scope = scope.parent
+        return scope
+
+
+@dataclass(frozen=True, eq=False)
+class Node:
+    """One operator. Arguments are counted as in the operator's signature; an absent one is ""."""
+
+    proto: NodeProto
+    scope: Scope
+    graph: TypedGraph
+
+    @property
+    def name(self) -> str:
+        """Its own, or that of its first output."""
+        return self.proto.name or next((name for name in self.proto.output if name), "")
+
+    @property
+    def op_type(self) -> str:
+        return self.proto.op_type
+
+    @property
+    def standard(self) -> bool:
+        """Whether it is an operator of ONNX itself."""
+        return self.proto.domain in STANDARD
+
+    @property
+    def outputs(self) -> tuple[str, ...]:
+        return tuple(self.proto.output)
+
+    def input(self, index: int) -> str:
+        return self.proto.input[index] if index < len(self.proto.input) else ""
+
+    def dtype(self, name: str) -> int | None:
+        """TensorProto.DataType of a tensor that this node reads or writes."""
+        return self.scope.owner(name).dtypes.get(name) if name else None
+
+    def shape(self, name: str) -> Shape | None:
+        return self.scope.owner(name).shapes.get(name)
+
+    def value(self, index: int) -> Array | None:
+        """A constant argument; None if it is absent, not constant or damaged."""
+        tensor = self.scope.owner(self.input(index)).tensors.get(self.input(index))
+        return None if tensor is None else self.graph.array(tensor)
+
+    def is_foldable(self, index: int) -> bool:
+        """Whether an argument is known before the graph runs."""
+        return self.input(index) in self.scope.owner(self.input(index)).foldable
+
+    def producer(self, index: int) -> Node | None:
+        return self.scope.owner(self.input(index)).producers.get(self.input(index))
+
+    def consumers(self, output: int = 0) -> Sequence[Node]:
+        if output >= len(self.outputs):
+            return ()
+        return self.scope.consumers.get(self.outputs[output], ())
+
+    def ints(self, name: str) -> tuple[int, ...]:
+        """A list attribute, or () ."""
+        return next((tuple(a.ints) for a in self.proto.attribute if a.name == name), ())
+
+    def integer(self, name: str, default: int) -> int:
+        return next((a.i for a in self.proto.attribute if a.name == name), default)
+
+    def text(self, name: str, default: str) -> str:
+        return next((a.s.decode(errors="replace") for a in self.proto.attribute if a.name == name), default)
+
+
+@dataclass(eq=False)
+class TypedGraph:
+    """invalid: the ONNX checker's words about a graph that breaks the standard; untyped: those of type inference.
+
+    folder: where external data is; None if the model came without a place.
+    """
+
+    model: ModelProto
+    folder: Path | None
+    invalid: str | None = None
+    untyped: str | None = None
+    nodes: list[Node] = field(default_factory=list)
+    scopes: list[Scope] = field(default_factory=list)
+
+    @property
+    def opset(self) -> int:
+        return max((entry.version for entry in self.model.opset_import if entry.domain in STANDARD), default=0)
+
+    @cached_property
+    def _by_operator(self) -> dict[str, list[Node]]:
+        found: dict[str, list[Node]] = defaultdict(list)
+        for node in self.nodes:
+            if node.standard:
+                found[node.op_type].append(node)
+        return found
+
+    def of(self, *op_types: str) -> Iterator[Node]:
+        """The nodes with one of these standard operators."""
+        for op_type in op_types:
+            yield from self._by_operator.get(op_type, ())
+
+    @property
+    def tensors(self) -> Iterator[tuple[str, TensorProto]]:
+        """All constants by name, of all scopes."""
+        for scope in self.scopes:
+            yield from scope.tensors.items()
+
+    def array(self, tensor: TensorProto) -> Array | None:
+        """Its numbers; None if they are damaged or not at hand."""
+        try:
+            if tensor.data_location == TensorProto.EXTERNAL:
+                if self.folder is None:
+                    return None
+                loaded = TensorProto()
+                loaded.CopyFrom(tensor)
+                load_external_data_for_tensor(loaded, str(self.folder))
+                tensor = loaded
+            return onnx.numpy_helper.to_array(tensor)
+        except Exception:  # onnx raises whatever the damage leads to
+            return None
+
+
+def typed_graph(model: ModelProto, folder: Path | None = None) -> TypedGraph:
+    """One pass of checking and type inference over any model, damaged ones included."""
+    light = _without_weights(model)
+    found = TypedGraph(model, folder)
+    found.invalid = _words(lambda: _check(light))
+    light, problem = _unfolded(light)
+    found.invalid = found.invalid or problem
+    found.untyped = _words(lambda: onnx.shape_inference.infer_shapes(light, check_type=True, strict_mode=True))
+    try:
+        light = onnx.shape_inference.infer_shapes(light, data_prop=True)
+    except WRONG as error:
+        found.untyped = found.untyped or _last_line(error)
+    _walk(found, light.graph, None, {tensor.name: tensor for tensor in model.graph.initializer})
+    for scope in found.scopes:  # outer ones first
+        _note_foldable(scope)
+    return found
+
+
+def dtype_name(dtype: int | None) -> str:
+    """`float16` and so on; the number itself for a type that ONNX does not have."""
+    if dtype is None:
+        return "unknown"
+    known = TensorProto.DataType.values()
+    return str(TensorProto.DataType.Name(dtype)).lower() if dtype in known else f"type {dtype}"  # type: ignore[arg-type]
+
+
+def _check(light: ModelProto) -> None:
+    """The ONNX checker, except for inputs and outputs without a shape: they have rules of their own."""
+    ends = [value.type.tensor_type for value in (*light.graph.input, *light.graph.output)]
+    bare = [end for end in ends if end.elem_type and not end.HasField("shape")]
+    for end in bare:
+        end.shape.SetInParent()
+    try:
+        onnx.checker.check_model(light)
+    finally:
+        for end in bare:
+            end.ClearField("shape")
+
+
+def _without_weights(model: ModelProto) -> ModelProto:
+    """A copy in which big weights are inputs: equal types and shapes, a fraction of the bytes."""
+    light = ModelProto()
+    _copy_fields(model, light, "graph")
+    _copy_fields(model.graph, light.graph, "initializer")
+    taken = {value.name for value in light.graph.input}
+    for tensor in model.graph.initializer:
+        if tensor.data_location != TensorProto.EXTERNAL and tensor.ByteSize() <= INLINE_BYTES:
+            light.graph.initializer.add().CopyFrom(tensor)
+        elif tensor.name not in taken:
+            taken.add(tensor.name)
+            light.graph.input.add().CopyFrom(_value_of(tensor))
+    return light
+
+
+def _value_of(tensor: TensorProto) -> ValueInfoProto:
+    value = ValueInfoProto(name=tensor.name)
+    value.type.tensor_type.elem_type = tensor.data_type
+    value.type.tensor_type.shape.SetInParent()
+    for size in tensor.dims:
+        value.type.tensor_type.shape.dim.add(dim_value=size)
+    return value
+
+
+def _copy_fields(source: Message, target: Message, skipped: str) -> None:
+    for descriptor, value in source.ListFields():
+        if descriptor.name == skipped:
+            continue
+        if isinstance(value, str | bytes | int | float):
+            setattr(target, descriptor.name, value)
+        else:
+            getattr(target, descriptor.name).MergeFrom(value)
+
+
+def _unfolded(model: ModelProto) -> tuple[ModelProto, str | None]:
+    """The model with its local functions put in place, or as it was and why that is not possible."""
+    if not model.functions:
+        return model, None
+    calls = {(f.domain, f.name): {(n.domain, n.op_type) for n in _all_nodes(f.node)} for f in model.functions}
+    done: set[tuple[str, str]] = set()
+    while ready := {name for name, called in calls.items() if name not in done and not (called & calls.keys()) - done}:
+        done |= ready
+    if done != calls.keys():
+        return model, "local functions that call each other in a circle"
+    try:
+        return onnx.inliner.inline_local_functions(model), None
+    except WRONG as error:
+        return model, _last_line(error)
+
+
+def _all_nodes(nodes: Sequence[NodeProto]) -> Iterator[NodeProto]:
+    for node in nodes:
+        yield node
+        for body in _bodies(node):
+            yield from _all_nodes(body.node)
+
+
+def _bodies(node: NodeProto) -> Iterator[GraphProto]:
+    for attribute in node.attribute:
+        if attribute.type == AttributeProto.GRAPH:
+            yield attribute.g
+        elif attribute.type == AttributeProto.GRAPHS:
+            yield from attribute.graphs
+
+
+def _walk(graph: TypedGraph, proto: GraphProto, parent: Scope | None, weights: dict[str, TensorProto]) -> None:
+    """Add a graph and the bodies inside it. weights: its initialisers, those included that the copy left out."""
+    scope = Scope(parent)
+    graph.scopes.append(scope)
+    scope.inputs = tuple(value.name for value in proto.input if value.name not in weights)
+    scope.outputs = tuple(value.name for value in proto.output)
+    for value in (*proto.value_info, *proto.input, *proto.output):
+        _note_type(scope, value)
+    for name, tensor in weights.items():
+        scope.tensors[name] = tensor
+    for node_proto in proto.node:
+        node = Node(node_proto, scope, graph)
+        graph.nodes.append(node)
+        _note_node(scope, node)
+        for body in _bodies(node_proto):
+            _walk(graph, body, scope, {tensor.name: tensor for tensor in body.initializer})
+    for name, tensor in scope.tensors.items():
+        scope.dtypes[name], scope.shapes[name] = tensor.data_type, tuple(tensor.dims)
+
+
+def _note_type(scope: Scope, value: ValueInfoProto) -> None:
+    tensor = value.type.tensor_type
+    if tensor.elem_type:
+        scope.dtypes[value.name] = tensor.elem_type
+    if tensor.HasField("shape"):
+        sizes = (dim.dim_value if dim.HasField("dim_value") else dim.dim_param or "?" for dim in tensor.shape.dim)
+        scope.shapes[value.name] = tuple(sizes)
+
+
+def _note_node(scope: Scope, node: Node) -> None:
+    for name in node.outputs:
+        if name:
+            scope.producers.setdefault(name, node)
+    for name in node.proto.input:
+        scope.owner(name).consumers[name].append(node)
+    if node.op_type == "Constant" and node.standard and node.outputs:
+        tensor = next((a.t for a in node.proto.attribute if a.name == "value"), None)
+        scope.foldable.add(node.outputs[0])
+        if tensor is not None:
+            scope.tensors[node.outputs[0]] = tensor
+
+
+def _note_foldable(scope: Scope) -> None:
+    """In the order of the nodes, which is that of the data: no recursion, however deep the graph."""
+    scope.foldable |= scope.tensors.keys()
+    for node in dict.fromkeys(scope.producers.values()):
+        arguments = [name for name in node.proto.input if name]
+        known = bool(arguments) and all(name in scope.owner(name).foldable for name in arguments)
+        if node.op_type in ("Shape", "Size") and arguments:
+            shape = node.shape(arguments[0])
+            known = known or (shape is not None and all(isinstance(size, int) for size in shape))
+        if known and node.op_type not in UNFOLDABLE:
+            scope.foldable.update(name for name in node.outputs if name)
+
+
+def _words(step: Any) -> str | None:
+    """What a check of onnx says; None if nothing."""
+    try:
+        step()
+    except WRONG as error:
+        return _last_line(error)
+    return None
+
+
+def _last_line(error: Exception) -> str:
+    """The part of onnx's message that names the cause: its first line, without the place in onnx's source."""
+    lines = [line.strip() for line in str(error).strip().splitlines() if line.strip()]
+    return lines[0][:300] if lines else type(error).__name__
+
+
+def finite_constant(array: Array | None) -> Array | None:
+    """Its values as float64, finite ones only; None for what has no numbers."""
+    if array is None or array.dtype.kind not in "fiu" or not array.size:
+        return None
+    flat = array.astype(np.float64).ravel()
+    return flat[np.isfinite(flat)]
