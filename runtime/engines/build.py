@@ -61,8 +61,8 @@ def build_plan(
     """Parse, compile, and read back what was compiled.
 
     inputs: the graph's, as the manifest lists them; a dynamic axis is a name.  timing_cache: read where it exists and
-    written after the build, except where the options pin its content.  progress: called in the caller's thread, about
-    ten times a second. Interrupted at any time, nothing is left behind. Equal input does not give equal bytes.
+    written after the build, except where the options pin its content.  progress: called in the caller's thread, at the
+    start, about ten times a second, and at the end. Interrupted at any time, nothing is left behind. Equal input does not give equal bytes.
     Raises EngineError: no TensorRT, no GPU, an operator it cannot do (named), a foreign timing cache.
     """
     row, module = FLAVOURS[options.flavour], tensorrt_module(options.flavour)
@@ -211,8 +211,10 @@ def _in_thread(work: Callable[[], T], meanwhile: Callable[[], None], stop: threa
     with ThreadPoolExecutor(1, thread_name_prefix="posekit-build") as pool:
         future = pool.submit(work)
         try:
+            meanwhile()
             while not wait([future], POLL_S).done:
                 meanwhile()
+            meanwhile()
             return future.result()
         finally:
             stop.set()  # leaving the block waits for the thread
