@@ -242,15 +242,16 @@ def qdq_pair(graph: TypedGraph) -> Iterator[Fault]:
 def onnxruntime_fp16_scales(graph: TypedGraph) -> Iterator[Fault]:
     """tensorrt.md 4.3: optimiser WeightBiasQuantization takes a float16 product as bias scale, cosine 0.86 to 0.96.
 
-    A test shows it on the ONNX Runtime installed, with the optimiser and without.
+    It acts where inputs and output are quantised, the latter directly or behind a Relu; a test shows both.
     """
     for node in graph.of(*BIASED):
         sources = [node.producer(i) for i in (0, 1)]
         scaled = all(
             s is not None and s.op_type == "DequantizeLinear" and s.dtype(s.input(SCALE)) == T.FLOAT16 for s in sources
         )
-        if scaled and node.input(2):
-            yield Fault(node, "float16 scales and a bias")
+        readers = [r for n in node.consumers() for r in (n.consumers() if n.op_type == "Relu" else [n])]
+        if scaled and node.input(2) and any(r.op_type == "QuantizeLinear" for r in readers):
+            yield Fault(node, "float16 scales, a bias and a quantised output")
 
 
 RULES = (
@@ -295,6 +296,6 @@ RULES = (
          "one scale for both", "Calibrate and quantise again; one of the two was changed.", qdq_pair),
     Rule("onnxruntime-fp16-scales", "error", ONNXRUNTIME, "int8 with float16 scales on ONNX Runtime CPU",
          "float32 scales; its optimiser WeightBiasQuantization gives wrong numbers in silence",
-         "Run this file on TensorRT or OpenVINO, or with disabled_optimizers=['WeightBiasQuantization'].",
+         "Run it on TensorRT or OpenVINO, or with disabled_optimizers=['WeightBiasQuantization'], as posekit does.",
          onnxruntime_fp16_scales),
 )  # fmt: skip

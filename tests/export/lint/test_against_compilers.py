@@ -5,12 +5,12 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
-import onnx
 import onnxruntime
 import pytest
-from lint_cases import CASES, Case, graph
+from lint_cases import CASES, Case, graph, half_conv
 from onnx import ModelProto
 
+from posekit.export.lint import lint
 from posekit.export.lint.operators import INTEGER, UNSUPPORTED
 
 BY_RTX = [case for case in CASES if case.rtx]
@@ -110,3 +110,30 @@ def test_onnx_runtime_does_what_the_rule_says(case: Case) -> None:
 @pytest.mark.parametrize("case", CASES, ids=_id)
 def test_onnx_runtime_loads_the_good_twin(case: Case) -> None:
     assert loads(case.good())
+
+
+@pytest.mark.parametrize("relu", [False, True])
+@pytest.mark.parametrize("requantised", [False, True])
+def test_onnx_runtime_is_wrong_where_the_rule_says_so(relu: bool, requantised: bool) -> None:
+    """The truth is the graph as written, without optimisers; with the one optimiser off, it is that again."""
+    model = half_conv(requantised, relu)
+    flagged = "onnxruntime-fp16-scales" in {finding.rule for finding in lint(model, ["onnxruntime-cpu"])}
+    x = np.random.default_rng(0).uniform(-0.4, 0.4, (3, 2, 4, 4)).astype(np.float16)
+
+    def outputs(level: Any = None, **how: Any) -> Any:
+        options = onnxruntime.SessionOptions()
+        options.intra_op_num_threads = 1
+        if level is not None:
+            options.graph_optimization_level = level
+        content = model.SerializeToString()
+        session = onnxruntime.InferenceSession(content, options, providers=["CPUExecutionProvider"], **how)
+        return session.run(None, {"x": x})[0].astype(np.float64)
+
+    truth = outputs(onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL)
+    error, held = (
+        np.abs(found - truth).max() / np.abs(truth).max()
+        for found in (outputs(), outputs(disabled_optimizers=["WeightBiasQuantization"]))
+    )
+    assert flagged == requantised
+    assert held < 0.05
+    assert (error > 0.2) == flagged
