@@ -6,11 +6,12 @@ import hashlib
 import re
 import sys
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any, Literal
 
 from posekit.export.networks.entrance import IMAGENET_MEAN, IMAGENET_STD
+from posekit.export.verify.gates import Gates
 from posekit.runtime.crop import PRESETS, CropPreset
 from posekit.runtime.errors import InputError, RecipeError
 from posekit.runtime.manifest import ContinuousSymmetry, SolverEntry
@@ -76,6 +77,7 @@ class NetworkRecipe:
     crop: a name of posekit.runtime.crop.PRESETS, or a preset spelt out.  objects: ids, all if left out.
     For the user's own: `role`, `crop`, and as the role needs `normalise`, `feeds`, `threshold` (see
     posekit.export.networks.own).
+    trunk: submodules that run in float16 in the fp16 variant; left out, the system's own, or found in the user's.
     """
 
     name: str
@@ -94,6 +96,27 @@ class NetworkRecipe:
     normalise: NormaliseRecipe = field(default_factory=NormaliseRecipe)
     feeds: tuple[str, ...] = ("crops",)
     threshold: float | None = None
+    trunk: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class PrecisionRecipe:
+    """Variants beside fp32 of every pose network. method: how int8 ranges follow from the calibration crops."""
+
+    variants: tuple[Literal["fp16", "int8"], ...] = ()
+    method: Literal["minmax", "percentile", "entropy"] = "minmax"
+
+
+@dataclass(frozen=True)
+class CropsRecipe:
+    """Real crops. source: recorded frames, as `posekit run` takes them.  boxes: "gt" or a file.  camera: intrinsics of a
+    source that brings none.  max_crops: spread evenly over the source. Paths are relative to the recipe.
+    """
+
+    source: str
+    boxes: str = "gt"
+    camera: str | None = None
+    max_crops: int = 256
 
 
 @dataclass(frozen=True)
@@ -124,13 +147,21 @@ class DetectorRecipe:
 
 @dataclass(frozen=True)
 class ExportRecipe:
-    """A whole recipe. path and sha256 are those of the file that it was read from; they are no keys."""
+    """A whole recipe. path and sha256 are those of the file that it was read from; they are no keys.
+
+    calibration: crops that int8 ranges are from.  verification: crops that variants are compared on; left out, every
+    other frame of the calibration's source, which is then not calibrated on.  gates: what a variant may cost.
+    """
 
     name: str
     default_path: str
     objects: tuple[ObjectRecipe, ...]
     networks: tuple[NetworkRecipe, ...]
     detector: DetectorRecipe | None = None
+    precision: PrecisionRecipe = field(default_factory=PrecisionRecipe)
+    calibration: CropsRecipe | None = None
+    verification: CropsRecipe | None = None
+    gates: Gates = field(default_factory=Gates)
     path: str = ""
     sha256: str = ""
 
@@ -150,7 +181,7 @@ def recipe_from_toml(path: Path | str) -> ExportRecipe:
         content = path.read_bytes()
         keys = tomllib.loads(content.decode())
         if {"path", "sha256"} & set(keys):
-            raise RecordProblem("recipe", "path or sha256", "only name, default_path, objects, networks, detector")
+            raise RecordProblem("recipe", "path or sha256", "no such keys")
         origin = {"path": str(path), "sha256": hashlib.sha256(content).hexdigest()}
         recipe = record_from(ExportRecipe, keys | origin, "recipe")
         _cross_check(recipe)
@@ -179,7 +210,8 @@ def _cross_check(recipe: ExportRecipe) -> None:
     ids = [entry.id for entry in recipe.objects]
     if len(set(ids)) != len(ids) or any(not 0 <= i < 2**31 for i in ids):
         raise RecordProblem("recipe.objects.id", ids, "distinct ids from 0")
-    for where, got, expected in (*_object_problems(recipe), *_network_problems(recipe), *_detector_problems(recipe)):
+    problems = (_object_problems, _network_problems, _detector_problems, _precision_problems)
+    for where, got, expected in (row for find in problems for row in find(recipe)):
         raise RecordProblem(where, got, expected)
 
 
@@ -259,6 +291,23 @@ def _detector_problems(recipe: ExportRecipe) -> Problems:
         value = getattr(entry, name)
         if value is not None and not low <= value <= high:
             yield f"{where}.{name}", value, f"{low} to {high}"
+
+
+def _precision_problems(recipe: ExportRecipe) -> Problems:
+    crops = {"calibration": recipe.calibration, "verification": recipe.verification}
+    if recipe.precision.variants and recipe.calibration is None:
+        yield "recipe.calibration", "left out", "real crops: variants are calibrated and verified on them"
+    if len(set(recipe.precision.variants)) != len(recipe.precision.variants):
+        yield "recipe.precision.variants", list(recipe.precision.variants), "each once"
+    for name, entry in crops.items():
+        if entry and not recipe.precision.variants:
+            yield f"recipe.{name}", "given", "precision.variants, which it is for"
+        if entry and entry.max_crops < 1:
+            yield f"recipe.{name}.max_crops", entry.max_crops, "at least 1"
+    for gate in fields(recipe.gates):
+        limit = getattr(recipe.gates, gate.name)
+        if limit is not None and not limit >= 0:
+            yield f"recipe.gates.{gate.name}", limit, "0 or more"
 
 
 def _named(entry: object, keys: Iterable[str]) -> str:

@@ -14,7 +14,7 @@ from typer.core import TyperGroup
 
 from posekit.runtime.errors import BackendError, OutputError, PosekitError
 
-INVALID_INPUT, ENVIRONMENT = 2, 3
+GATE_MISSED, INVALID_INPUT, ENVIRONMENT = 1, 2, 3
 # What a missing module needs; cv2 and onnxruntime come as system packages on some devices.
 EXTRAS = {
     "cv2": "onnx", "onnxruntime": "onnx", "openvino": "openvino", "tensorrt": "tensorrt", "torch": "export",
@@ -197,6 +197,34 @@ def export(
 
         report = export_recipe(recipe_from_toml(recipe), output, update)
     render.show_json(render.export_summary(report)) if json else render.show_export(report)
+
+
+@app.command()
+def verify(
+    bundle: BundlePath,
+    source: Annotated[
+        str, typer.Argument(help="Recorded frames: image folder, video or BOP data set.", show_default=False)
+    ],
+    camera: Annotated[Path | None, typer.Option(help="Intrinsics as JSON; a BOP data set brings its own.")] = None,
+    boxes: Annotated[str, typer.Option(help="Box file (JSON), or gt for true boxes.")] = "gt",
+    max_crops: Annotated[int, typer.Option(min=1, help="Spread evenly over the source.")] = 256,
+    backend: Annotated[list[str] | None, typer.Option(help="By name, repeatable. Default: all at hand.")] = None,
+    gate: Annotated[list[str] | None, typer.Option(help="NAME=LIMIT, repeatable, over the defaults.")] = None,
+    output: Annotated[Path | None, typer.Option("-o", "--output", help="Folder for the reports.")] = None,
+    json: AsJson = False,
+) -> None:
+    """Compare every variant of a bundle with fp32, in degrees and millimetres, on real crops. Exit code 1: a gate is missed."""
+    from posekit import render
+
+    with render.stages() as update:
+        from posekit.verification import VerifyRequest, run_verification
+
+        names, gates = tuple(backend or ()), tuple(gate or ())
+        request = VerifyRequest(bundle, source, boxes, camera, max_crops, names, gates, output)
+        found = run_verification(request, update)
+    render.show_verification_json(found) if json else render.show_verification(found, request)
+    if not found.passed:
+        raise typer.Exit(GATE_MISSED)
 
 
 @app.command()

@@ -17,8 +17,10 @@ if TYPE_CHECKING:
     from posekit.benchmarks.accuracy import Accuracy, ObjectAccuracy
     from posekit.export.bank import BuiltBank
     from posekit.export.pipeline import ExportReport
+    from posekit.export.verify.verify import Verification
     from posekit.runtime.manifest import Manifest
     from posekit.sequence import RunOutcome, RunRequest
+    from posekit.verification import VerifyRequest
 
 Update = Callable[[int, int | None], None]
 BYTES_PER_MB = 1e6
@@ -188,6 +190,29 @@ def show_poses(outcome: RunOutcome, names: Mapping[int, str]) -> None:
         rows.append((entry.frame, names[score.object_id], visible, *figures, "yes" if score.correct_add else "no"))
     columns = ("frame", "object", "visible", "rot deg", "trans mm", "ADD mm", "within 0.1 d")
     _table("poses against the truth", columns, rows)
+
+
+def show_verification_json(found: Verification) -> None:
+    """One JSON object on stdout."""
+    from posekit.export.verify.report import json_from_verification
+
+    print(json_from_verification(found), end="")
+
+
+def show_verification(found: Verification, request: VerifyRequest) -> None:
+    """The table of variants, every missed gate in a sentence, and the reports."""
+    from posekit.export.verify.report import COLUMNS, missed_gates, reading, table_rows
+
+    _table("variants against fp32", COLUMNS, table_rows(found))
+    for sentence in missed_gates(found):
+        _line(f"[red]missed[/] {sentence}")
+    for sentence in found.skipped:
+        _line(f"not run: {sentence}")
+    _line(reading(found))
+    if request.reports:
+        _line(f"wrote [bold]{request.reports}[/]")
+    tips = [] if request.reports else [f"posekit verify {request.bundle} {request.source} -o report    keep the report"]
+    _next([*tips, f"posekit run {request.bundle} {request.source} --precision int8    poses of one variant"])
 
 
 def show_bundle(manifest: Manifest, where: str) -> None:

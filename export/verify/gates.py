@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass, fields
 
@@ -30,6 +31,7 @@ class GateResult:
     """One gate of one variant. value: measured.  floor: what one grey level of noise costs the reference itself.
 
     limit: the recipe's.  passed: within the limit, or no worse than the floor.
+    strain: share of what is allowed that is used up, more than 1 where the gate is missed.
     """
 
     gate: str
@@ -37,6 +39,7 @@ class GateResult:
     limit: float
     floor: float
     passed: bool
+    strain: float
 
 
 @dataclass(frozen=True)
@@ -75,6 +78,19 @@ def judged(figures: Figures, floor: Figures, gates: Gates, trained: bool) -> tup
         value, own, limit = row.of(figures), row.of(floor), getattr(gates, name)
         if value is None or own is None or limit is None:
             continue
-        passed = value >= min(limit, own) if row.at_least else value <= max(limit, own)
-        results.append(GateResult(name, value, limit, own, bool(passed)))
+        allowed = min(limit, own) if row.at_least else max(limit, own)
+        used = _share(1 - value, 1 - allowed) if row.at_least else _share(value, allowed)
+        passed = value >= allowed if row.at_least else value <= allowed
+        results.append(GateResult(name, value, limit, own, bool(passed), used))
     return tuple(results)
+
+
+def worst_strain(results: tuple[GateResult, ...]) -> float:
+    """Of all gates, 0 without any."""
+    return max((result.strain for result in results), default=0.0)
+
+
+def _share(used: float, allowed: float) -> float:
+    if allowed > 0:
+        return max(used, 0.0) / allowed
+    return math.inf if used > 0 else 0.0

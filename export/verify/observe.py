@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -28,20 +29,23 @@ Advance = Callable[[int, int], None]
 @dataclass(frozen=True, eq=False)
 class Observation:
     """poses: per sample, None where none was found.  outputs: per sample, every output of the path's graphs by name.
-    backends: what really ran, a line per graph.
+    backends: what really ran, a line per graph.  latency_ms: graph -> median of one run with one crop, wall clock.
     """
 
     poses: tuple[Pose | None, ...]
     outputs: tuple[Outputs, ...]
     backends: tuple[str, ...]
+    latency_ms: dict[str, float]
 
 
 @dataclass
 class _Recorder:
-    """A session that keeps what its last run put out."""
+    """A session that keeps what its last run put out, and how long each took."""
 
+    name: str
     session: Session
     last: Outputs = field(default_factory=dict)
+    runs_ns: list[int] = field(default_factory=list)
 
     @property
     def inputs(self) -> tuple[TensorSpec, ...]:
@@ -56,7 +60,9 @@ class _Recorder:
         return self.session.backend
 
     def run(self, feed: Feed) -> Outputs:
+        start_ns = time.perf_counter_ns()
         out = self.session.run(feed)
+        self.runs_ns.append(time.perf_counter_ns() - start_ns)
         self.last = {name: array.copy() for name, array in out.items()}
         return out
 
@@ -83,7 +89,7 @@ def observe(
     recorders: list[_Recorder] = []
 
     def recorded(name: str) -> Session:
-        recorders.append(_Recorder(open_graph(name)))
+        recorders.append(_Recorder(name, open_graph(name)))
         return recorders[-1]
 
     found = PATHS[entry.kind](bundle, entry, recorded)
@@ -102,7 +108,12 @@ def observe(
     finally:
         for recorder in recorders:
             recorder.close()
-    return Observation(tuple(poses), tuple(outputs), tuple(recorder.backend for recorder in recorders))
+    return Observation(
+        tuple(poses),
+        tuple(outputs),
+        tuple(recorder.backend for recorder in recorders),
+        {recorder.name: float(np.median(recorder.runs_ns)) / 1e6 for recorder in recorders if recorder.runs_ns},
+    )
 
 
 def variant_opener(bundle: Bundle, path: str, backend: str, precision: Precision) -> OpenGraph:

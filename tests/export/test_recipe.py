@@ -8,7 +8,15 @@ from pathlib import Path
 
 import pytest
 
-from posekit.export.recipe import BankRecipe, ExportRecipe, NormaliseRecipe, recipe_from_toml
+from posekit.export.recipe import (
+    BankRecipe,
+    CropsRecipe,
+    ExportRecipe,
+    NormaliseRecipe,
+    PrecisionRecipe,
+    recipe_from_toml,
+)
+from posekit.export.verify.gates import Gates
 from posekit.runtime.crop import CropPreset
 from posekit.runtime.errors import RecipeError
 from posekit.runtime.manifest import ContinuousSymmetry, SolverEntry
@@ -65,6 +73,22 @@ onnx = "weights/yolo.onnx"
 family = "yolov8"
 objects = {cup = 1, bottle = 2}      # class to object id; left out: by the objects' names
 score_threshold = 0.4
+
+[precision]
+variants = ["fp16", "int8"]          # beside fp32
+method = "percentile"                # or minmax, entropy
+
+[calibration]
+source = "recordings/desk"           # a BOP data set, a video, a folder of images
+max_crops = 512
+
+[verification]                       # left out: every other frame of the calibration's
+source = "recordings/desk2.mp4"
+camera = "camera.json"
+boxes = "desk2.json"
+
+[gates]
+rotation_p95_deg = 0.5
 """
 
 SMALL = """
@@ -93,6 +117,16 @@ input_wh_px = [64, 64]
 """
 
 
+VARIANTS = """
+checkpoint = "random"
+[precision]
+variants = ["fp16", "int8"]
+[calibration]
+source = "recordings"
+max_crops = 64
+"""
+
+
 def read(text: str, folder: Path) -> ExportRecipe:
     path = folder / "desk.toml"
     path.write_text(text)
@@ -112,6 +146,10 @@ def test_the_full_example_is_read_as_meant(tmp_path: Path) -> None:
     assert mine.bank == BankRecipe(162, 12, max_angle_deg=90.0, distance_m=0.8, precision="fp16")
     assert recipe.detector is not None
     assert recipe.detector.objects == {"cup": 1, "bottle": 2}
+    assert recipe.precision == PrecisionRecipe(("fp16", "int8"), "percentile")
+    assert recipe.calibration == CropsRecipe("recordings/desk", max_crops=512)
+    assert recipe.verification == CropsRecipe("recordings/desk2.mp4", "desk2.json", "camera.json")
+    assert recipe.gates == Gates(rotation_p95_deg=0.5)
 
 
 def test_a_recipe_is_hashed_and_its_paths_start_at_its_folder(tmp_path: Path) -> None:
@@ -181,6 +219,13 @@ def test_a_recipe_is_hashed_and_its_paths_start_at_its_folder(tmp_path: Path) ->
             OWN_DETECTOR.replace("posekit", "yolov8"),
             "'posekit'",
         ),
+        ('checkpoint = "random"', VARIANTS.replace("int8", "int4"), "int4"),
+        ('checkpoint = "random"', VARIANTS.replace("int8", "fp16"), "each once"),
+        ('checkpoint = "random"', VARIANTS.partition("[calibration]")[0], "real crops"),
+        ('checkpoint = "random"', VARIANTS.replace("max_crops = 64", "max_crops = 0"), "max_crops"),
+        ('checkpoint = "random"', VARIANTS + "[gates]\nlost = -0.1", "recipe.gates.lost"),
+        ('checkpoint = "random"', VARIANTS + "[gates]\nrotation_p99 = 1", "unknown key"),
+        ('checkpoint = "random"', 'checkpoint = "random"\n[calibration]\nsource = "x"', "precision.variants"),
         ("[[networks]]", "[[networks", "a recipe in TOML"),
         ("[[objects]]", "objects = " + "[" * 5000, "a recipe in TOML"),
     ],

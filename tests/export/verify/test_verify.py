@@ -142,7 +142,7 @@ def opener(bundle: Bundle, path: str, precision: Precision) -> OpenGraph:
 
 
 def observation(poses: list[Pose | None]) -> Observation:
-    return Observation(tuple(poses), tuple({} for _ in poses), ("toy",))
+    return Observation(tuple(poses), tuple({} for _ in poses), ("toy",), {})
 
 
 def one_object(count: int, true: Pose | None = None) -> list[Sample]:

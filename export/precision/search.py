@@ -1,0 +1,74 @@
+"""Which blocks may be INT8: those that cost most stay in high precision until the gates hold."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import dataclass
+
+from posekit.export.verify.figures import Figures
+from posekit.export.verify.gates import GateResult, worst_strain
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """One mixed graph, measured. kept: blocks that stay in high precision.   latency_ms: median, one crop."""
+
+    kept: tuple[str, ...]
+    figures: Figures
+    gates: tuple[GateResult, ...]
+    latency_ms: float
+    size_bytes: int
+
+    @property
+    def passed(self) -> bool:
+        return all(gate.passed for gate in self.gates)
+
+
+@dataclass(frozen=True)
+class Sensitivity:
+    """What one block costs when it alone is quantised."""
+
+    block: str
+    strain: float
+    figures: Figures
+
+
+@dataclass(frozen=True)
+class Search:
+    """sensitivities: the costliest first; none for a single block.   tried: every candidate, the most quantised first.
+    chosen: the most quantised that passes; None if none does.
+    """
+
+    sensitivities: tuple[Sensitivity, ...]
+    tried: tuple[Candidate, ...]
+    chosen: Candidate | None
+
+
+Measure = Callable[[Collection[str]], Candidate]  # blocks that are quantised -> the candidate
+
+
+def searched(blocks: Sequence[str], measure: Measure) -> Search:
+    """Measure every block alone, then everything; where that misses a gate, find the fewest blocks to leave out.
+
+    Blocks are left out in order of their own cost, the costliest first (greedy; costs that only appear together are found
+    by measuring each candidate as a whole). The number left out is bisected: about log2(blocks) candidates.
+    """
+    costs = [_alone(block, measure([block])) for block in blocks] if len(blocks) > 1 else []
+    ranked = tuple(sorted(costs, key=lambda cost: -cost.strain))
+    order = [cost.block for cost in ranked]
+    tried = {0: measure(blocks)}
+    low, high = (0, len(blocks)) if not tried[0].passed else (-1, 0)
+    while high - low > 1:  # leaving `low` out misses a gate; leaving `high` out passes, or quantises nothing
+        middle = (low + high) // 2
+        tried[middle] = measure([block for block in blocks if block not in order[:middle]])
+        low, high = (low, middle) if tried[middle].passed else (middle, high)
+    return Search(ranked, tuple(tried[k] for k in sorted(tried)), tried.get(high))
+
+
+def kept_nodes(blocks: Mapping[str, Sequence[str]], quantised: Collection[str]) -> tuple[str, ...]:
+    """Nodes of the blocks that are not quantised."""
+    return tuple(node for block, nodes in blocks.items() if block not in quantised for node in nodes)
+
+
+def _alone(block: str, candidate: Candidate) -> Sensitivity:
+    return Sensitivity(block, worst_strain(candidate.gates), candidate.figures)

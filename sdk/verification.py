@@ -1,0 +1,78 @@
+"""`posekit verify`: a bundle's variants against fp32 on real crops, with the report in a folder."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, fields, replace
+from pathlib import Path
+
+from posekit.export.verify.gates import Gates
+from posekit.export.verify.report import json_from_verification, markdown_from_verification
+from posekit.export.verify.samples import samples_from
+from posekit.export.verify.verify import Verification, verify_bundle
+from posekit.runtime.atomic import write_whole
+from posekit.runtime.boxes import boxes_from
+from posekit.runtime.bundle import Bundle
+from posekit.runtime.errors import InputError, OutputError
+from posekit.runtime.intrinsics import intrinsics_from_json
+
+JSON_REPORT, MARKDOWN_REPORT = "verification.json", "verification.md"
+
+
+@dataclass(frozen=True)
+class VerifyRequest:
+    """What `posekit verify` was asked. gates: "name=limit" each, over the defaults.   backends: none for all at hand."""
+
+    bundle: Path
+    source: str
+    boxes: str = "gt"
+    camera: Path | None = None
+    max_crops: int = 256
+    backends: tuple[str, ...] = ()
+    gates: tuple[str, ...] = ()
+    reports: Path | None = None
+
+
+def run_verification(request: VerifyRequest, progress: Callable[[str, int, int], None]) -> Verification:
+    """Verify and write the reports. Raises InputError for a gate that is none, and what reading and running raise."""
+    gates = gates_from(request.gates)
+    intrinsics = intrinsics_from_json(request.camera) if request.camera else None
+    with Bundle(request.bundle) as bundle:
+        ids = {entry.id for entry in bundle.manifest.objects}
+        samples = samples_from(request.source, boxes_from(request.boxes), intrinsics, ids, request.max_crops)
+        found = verify_bundle(bundle, samples, gates, progress, request.backends or None)
+    if request.reports:
+        _write_reports(found, request.reports)
+    return found
+
+
+def gates_from(settings: Sequence[str]) -> Gates:
+    """ "rotation_p95_deg=0.5" each; "name=none" leaves a gate out."""
+    known = {field.name for field in fields(Gates)}
+    limits: dict[str, float | None] = {}
+    for setting in settings:
+        name, _, value = setting.partition("=")
+        try:
+            limits[name] = None if value == "none" else float(value)
+        except ValueError:
+            limits[name] = -1.0
+        limit = limits[name]
+        if name not in known or not (limit is None or limit >= 0):
+            raise InputError(
+                f"gate {setting!r}",
+                got="no gate" if name not in known else "no limit",
+                expected=f"NAME=LIMIT with one of {', '.join(sorted(known))}",
+                remedy="Correct --gate.",
+            )
+    return replace(Gates(), **limits)
+
+
+def _write_reports(found: Verification, folder: Path) -> None:
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise OutputError(
+            f"reports {folder}", got=error, expected="a folder that can be made", remedy="Name another one."
+        ) from error
+    write_whole(folder / JSON_REPORT, json_from_verification(found).encode())
+    write_whole(folder / MARKDOWN_REPORT, markdown_from_verification(found).encode())

@@ -1,0 +1,71 @@
+"""The search leaves out as few blocks as the gates need, costliest first, and says so when none may be quantised."""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from posekit.export.precision.search import Candidate, kept_nodes, searched
+from posekit.export.verify.figures import Figures, Spread
+from posekit.export.verify.gates import Gates, judged
+
+LIMIT = 1.0
+COSTS = st.dictionaries(st.text("abcdef", min_size=1, max_size=4), st.floats(0, 2), min_size=1, max_size=12)
+
+
+class Additive:
+    """A network whose blocks' costs add up; remembers what was measured."""
+
+    def __init__(self, costs: dict[str, float]) -> None:
+        self.costs, self.measured = costs, list[tuple[str, ...]]()
+
+    def __call__(self, quantised: Collection[str]) -> Candidate:
+        self.measured.append(tuple(quantised))
+        total = sum(self.costs[block] for block in quantised)
+        seen, still = (
+            Figures(40, 0, 0, Spread(0, x), None, None, 0, None, None, None, None, None, {}) for x in (total, 0)
+        )
+        gates = judged(seen, still, Gates(rotation_p95_deg=LIMIT), trained=True)
+        kept = tuple(block for block in self.costs if block not in quantised)
+        return Candidate(kept, seen, gates, latency_ms=10 + len(kept), size_bytes=100 + len(kept))
+
+
+@given(COSTS)
+def test_the_chosen_passes_and_one_block_more_would_not(costs: dict[str, float]) -> None:
+    network = Additive(costs)
+    found = searched(list(costs), network)
+    if found.chosen is None:
+        assert min(costs.values()) > LIMIT or len(costs) == 1
+        return
+    assert found.chosen.passed
+    order = sorted(costs, key=lambda block: -costs[block])
+    kept = len(found.chosen.kept)
+    assert {costs[block] for block in found.chosen.kept} == {costs[block] for block in order[:kept]}
+    if kept:
+        assert sum(costs[block] for block in order[kept - 1 :]) > LIMIT
+
+
+@given(COSTS)
+def test_every_block_is_measured_alone_once_and_few_candidates_follow(costs: dict[str, float]) -> None:
+    network = Additive(costs)
+    found = searched(list(costs), network)
+    alone = len(costs) if len(costs) > 1 else 0
+    assert len(network.measured) <= 1 + alone + (len(costs).bit_length() if not found.tried[0].passed else 0)
+    assert {s.block for s in found.sensitivities} == (set(costs) if alone else set())
+    assert [s.strain for s in found.sensitivities] == sorted((s.strain for s in found.sensitivities), reverse=True)
+    assert all(len(a.kept) < len(b.kept) for a, b in zip(found.tried, found.tried[1:], strict=False))
+
+
+def test_nothing_is_chosen_where_every_block_is_too_much() -> None:
+    found = searched(["a", "b", "c"], Additive({"a": 5, "b": 6, "c": 7}))
+    assert found.chosen is None
+    assert not any(candidate.passed for candidate in found.tried)
+
+
+@pytest.mark.parametrize("quantised", [(), ("a",), ("a", "b")])
+def test_nodes_outside_the_quantised_blocks_are_kept(quantised: tuple[str, ...]) -> None:
+    blocks = {"a": ("a1", "a2"), "b": ("b1",)}
+    assert kept_nodes(blocks, quantised) == tuple(n for b, ns in blocks.items() if b not in quantised for n in ns)
