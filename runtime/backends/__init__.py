@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
-from importlib.util import find_spec
+from functools import partial
 
+from posekit.runtime.backends import openvino, ort, tensorrt
 from posekit.runtime.bundle import Bundle
+from posekit.runtime.engines.api import FlavourName
 from posekit.runtime.errors import BackendError
 from posekit.runtime.manifest import GraphEntry, Precision
 from posekit.runtime.session import Session
@@ -18,12 +20,12 @@ AUTO = "auto"
 class Backend:
     """missing: why it cannot run on this machine, or None.  precisions: in the order it prefers a graph's variants.
 
-    open: the graph's bytes and a number of threads (None: its own choice) -> a session.
+    open: the graph's bytes, its entry in the manifest and a number of threads (None: its own choice) -> a session.
     """
 
     missing: Callable[[], str | None]
     precisions: tuple[Precision, ...]
-    open: Callable[[memoryview, int | None], Session]
+    open: Callable[[memoryview, GraphEntry, int | None], Session]
 
 
 @dataclass(frozen=True)
@@ -39,22 +41,39 @@ class BackendChoice:
         return f"{self.backend} {self.precision}: " + " ".join(self.reasons)
 
 
-def _ort_missing() -> str | None:
-    return (
-        None if find_spec("onnxruntime") else "the package onnxruntime is not installed (pip install 'posekit[onnx]')"
-    )
+def _openvino(model: memoryview, graph: GraphEntry, threads: int | None) -> Session:
+    return openvino.OpenVinoSession(model, inputs=graph.inputs, outputs=graph.outputs, threads=threads)
 
 
-def _ort_open(model: memoryview, threads: int | None) -> Session:
-    from posekit.runtime.backends.ort import OrtSession
-
-    return OrtSession(model, threads=threads)
+def _ort(providers: tuple[str, ...], model: memoryview, graph: GraphEntry, threads: int | None) -> Session:
+    return ort.OrtSession(model, providers=providers, threads=threads)
 
 
-# In the order that "auto" tries them.
+def _tensorrt(flavour: FlavourName, model: memoryview, graph: GraphEntry, threads: int | None) -> Session:
+    return tensorrt.open_session(model, graph.inputs, graph.outputs, flavour)
+
+
+SMALLEST_FIRST: tuple[Precision, ...] = ("int8", "fp16", "fp32")
+PLAIN_FIRST: tuple[Precision, ...] = ("fp32", "fp16", "int8")
+
 BACKENDS: dict[str, Backend] = {
-    "onnxruntime": Backend(_ort_missing, ("fp32", "int8", "fp16"), _ort_open),
+    "tensorrt": Backend(partial(tensorrt.missing, "tensorrt"), SMALLEST_FIRST, partial(_tensorrt, "tensorrt")),
+    "tensorrt-rtx": Backend(partial(tensorrt.missing, "rtx"), SMALLEST_FIRST, partial(_tensorrt, "rtx")),
+    "onnxruntime-cuda": Backend(ort.missing_cuda, ("fp16", "fp32"), partial(_ort, ort.CUDA)),
+    "openvino": Backend(openvino.missing, SMALLEST_FIRST, _openvino),
+    "onnxruntime": Backend(ort.missing, PLAIN_FIRST, partial(_ort, ort.CPU)),
 }
+
+# What "auto" tries, in this order. OpenVINO comes before ONNX Runtime for int8 alone: measured on the same CPU, its int8
+# is the fastest there is, but its fp32 takes 1.3 to 3 times as long as ONNX Runtime's (DECISIONS.md).
+AUTO_ORDER: tuple[tuple[str, tuple[Precision, ...]], ...] = (
+    ("tensorrt", SMALLEST_FIRST),
+    ("tensorrt-rtx", SMALLEST_FIRST),
+    ("onnxruntime-cuda", ("fp16", "fp32")),
+    ("openvino", ("int8",)),
+    ("onnxruntime", PLAIN_FIRST),
+    ("openvino", ("fp16", "fp32")),
+)
 
 
 def open_session(
@@ -77,39 +96,41 @@ def session_and_choice(
     precision: Precision | None = None,
     threads: int | None = None,
 ) -> tuple[Session, BackendChoice]:
-    """Like `open_session`. "auto" takes the first backend that opens the graph; a named one is opened or refused."""
+    """Like `open_session`. "auto" takes the first backend that opens the graph; a named one is opened or refused.
+
+    precision: this variant or none; by default the one that the backend prefers among those in the bundle.
+    """
     if backend != AUTO and backend not in BACKENDS:
         raise _refused(f"backend {backend!r}", "unknown", f"{AUTO} or one of {', '.join(BACKENDS)}")
     graph = bundle.manifest.graphs.get(graph_name)
     if graph is None:
         raise _refused(f"graph {graph_name!r}", "no such graph", f"one of {', '.join(sorted(bundle.manifest.graphs))}")
+    turns = AUTO_ORDER if backend == AUTO else ((backend, BACKENDS[backend].precisions),)
     reasons: list[str] = []
-    for name in BACKENDS if backend == AUTO else (backend,):
+    for name, precisions in turns:
+        variant = next((p for p in precisions if p in graph.variants and precision in (None, p)), None)
+        why_not = BACKENDS[name].missing()
+        if why_not is None and variant is None:
+            why_not = _no_variant(precisions, precision, graph.variants)
+        if why_not is not None or variant is None:
+            reasons.append(f"{name}: {why_not}.")
+            continue
+        member = graph.variants[variant]
         try:
-            session, variant = _opened(bundle, graph, name, precision, threads)
+            session = BACKENDS[name].open(bundle.read(member), graph, threads)
         except BackendError as error:
             if backend != AUTO:
                 raise
             reasons.append(f"{name}: {error}")
         else:
-            member = graph.variants[variant]
             reasons.append(f"{name}: opened {member} on {session.backend}.")
             return session, BackendChoice(name, variant, member, tuple(reasons))
     raise _refused(f"graph {graph_name!r}", " ".join(reasons), "a backend that runs it")
 
 
-def _opened(
-    bundle: Bundle, graph: GraphEntry, name: str, precision: Precision | None, threads: int | None
-) -> tuple[Session, Precision]:
-    row = BACKENDS[name]
-    problem = row.missing()
-    if problem is not None:
-        raise _refused(f"backend {name}", problem, "an installed backend")
-    wanted = row.precisions if precision is None else (precision,)
-    variant = next((p for p in wanted if p in row.precisions and p in graph.variants), None)
-    if variant is None:
-        raise _refused(f"backend {name}", f"variants {', '.join(graph.variants)}", f"{' or '.join(wanted)}")
-    return row.open(bundle.read(graph.variants[variant]), threads), variant
+def _no_variant(tried: Iterable[Precision], asked: Precision | None, present: Iterable[Precision]) -> str:
+    wanted = " or ".join(tried) if asked is None else asked
+    return f"its turn is for {wanted}, the graph has variants {', '.join(present)}"
 
 
 def _refused(what: str, got: object, expected: object) -> BackendError:

@@ -6,6 +6,7 @@ import os
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,11 @@ from posekit.runtime.tensor import Feed, TensorSpec, check_feed
 REMEDY_INSTALL = "pip install 'posekit[onnx]'"
 LOG_FATAL_ONLY = 4  # every error is raised as well: nothing is printed behind the caller's back
 MEMFD_FROM_BYTES = 1 << 20  # below that a second copy of the graph does not matter
+# It quantises float biases that the graph leaves in float; with FP16 scales the results are silently wrong (seen in
+# 1.24 to 1.31: cosine 0.86). Without it every Q/DQ graph gives its own numbers.
+DISABLED_OPTIMIZERS = ["WeightBiasQuantization"]
+CPU = ("CPUExecutionProvider",)
+CUDA = ("CUDAExecutionProvider", "CPUExecutionProvider")  # the second for operators that the first lacks
 
 DTYPES = {
     "tensor(float)": "float32", "tensor(float16)": "float16", "tensor(double)": "float64", "tensor(bool)": "bool",
@@ -33,7 +39,7 @@ class OrtSession:
         self,
         model: bytes | memoryview | Path,
         *,
-        providers: Sequence[str] = ("CPUExecutionProvider",),
+        providers: Sequence[str] = CPU,
         threads: int | None = None,
     ) -> None:
         """model: an ONNX graph or its path.  providers: in order of preference; the first one must really be active.
@@ -47,7 +53,13 @@ class OrtSession:
         options.intra_op_num_threads = threads or 0
         try:
             with _loadable(model) as source:
-                session = onnxruntime.InferenceSession(source, options, providers=list(providers), enable_fallback=0)
+                session = onnxruntime.InferenceSession(
+                    source,
+                    options,
+                    providers=list(providers),
+                    enable_fallback=0,
+                    disabled_optimizers=DISABLED_OPTIMIZERS,
+                )
         except _errors(onnxruntime) as error:
             raise BackendError(
                 "ONNX Runtime",
@@ -113,6 +125,19 @@ def imported_onnxruntime() -> Any:
             "ONNX Runtime", got=error, expected="the package onnxruntime", remedy=f"Install it: {REMEDY_INSTALL}"
         ) from error
     return onnxruntime
+
+
+def missing() -> str | None:
+    """Why ONNX Runtime cannot run here, or None. Looks, does not import."""
+    return None if find_spec("onnxruntime") else f"the package onnxruntime is not installed ({REMEDY_INSTALL})"
+
+
+def missing_cuda() -> str | None:
+    """Why ONNX Runtime cannot run on CUDA here, or None; only opening a session proves that it can."""
+    problem = missing()
+    if problem is None and CUDA[0] not in imported_onnxruntime().get_available_providers():
+        problem = f"this build of ONNX Runtime has no {CUDA[0]} (pip install onnxruntime-gpu, without onnxruntime)"
+    return problem
 
 
 def _check_available(onnxruntime: Any, providers: Sequence[str]) -> None:

@@ -10,14 +10,12 @@ from typing import Any, cast
 import numpy as np
 import onnx
 import pytest
+import toy_networks
 from onnx import TensorProto, helper
 
-from posekit.runtime import backends
-from posekit.runtime.backends import Backend, open_session, ort, session_and_choice
+from posekit.runtime.backends import ort
 from posekit.runtime.backends.ort import OrtSession
-from posekit.runtime.bundle import Bundle
 from posekit.runtime.errors import BackendError, SpecError
-from posekit.runtime.manifest import GraphEntry, Precision
 from posekit.runtime.session import Session
 from posekit.runtime.tensor import TensorSpec
 
@@ -145,59 +143,25 @@ def test_a_missing_package_names_the_remedy(monkeypatch: pytest.MonkeyPatch) -> 
         OrtSession(double_graph())
 
 
-class OneGraph:
-    """The part of a bundle that opening a session needs."""
-
-    def __init__(self, **variants: bytes) -> None:
-        self.members = {f"net.{precision}.onnx": model for precision, model in variants.items()}
-        entry = GraphEntry("pose", {cast(Precision, p): f"net.{p}.onnx" for p in variants}, (), ())
-        self.manifest = SimpleNamespace(graphs={"net": entry})
-
-    def read(self, member: str) -> memoryview:
-        return memoryview(self.members[member])
+@pytest.fixture(scope="module")
+def quantised() -> dict[str, bytes]:
+    ranges = toy_networks.measured_ranges(toy_networks.network(), toy_networks.feed(16, seed=9))
+    return {p: toy_networks.network(p, ranges).SerializeToString() for p in toy_networks.PRECISIONS}
 
 
-def bundle_of(**variants: bytes) -> Bundle:
-    return cast(Bundle, OneGraph(**variants))
+@pytest.mark.parametrize("precision", toy_networks.PRECISIONS)
+def test_a_graph_gives_its_own_numbers_in_every_precision(quantised: dict[str, bytes], precision: str) -> None:
+    """Optimisations may not change what a Q/DQ graph says, whether its scales are FP32 or FP16."""
+    import onnxruntime
 
-
-def test_auto_says_which_and_why() -> None:
-    session, choice = session_and_choice(bundle_of(fp32=double_graph(), int8=double_graph()), "net", threads=1)
-    assert (choice.backend, choice.precision, choice.member) == ("onnxruntime", "fp32", "net.fp32.onnx")
-    assert session.backend in str(choice)
-    assert session_and_choice(bundle_of(fp32=double_graph()), "net", precision="fp32")[1].precision == "fp32"
-
-
-def test_auto_goes_on_to_the_next_and_keeps_the_reason(monkeypatch: pytest.MonkeyPatch) -> None:
-    def broken(model: memoryview, threads: int | None) -> Session:
-        raise BackendError("engine", got="sm_87", expected="sm_89", remedy="Build it again.")
-
-    rows = {
-        "absent": Backend(lambda: "not installed", ("fp32",), broken),
-        "broken": Backend(lambda: None, ("fp32",), broken),
-        **backends.BACKENDS,
-    }
-    monkeypatch.setattr(backends, "BACKENDS", rows)
-    _, choice = session_and_choice(bundle_of(fp32=double_graph()), "net", threads=1)
-    assert choice.backend == "onnxruntime"
-    assert [r.split(":")[0] for r in choice.reasons] == ["absent", "broken", "onnxruntime"]
-    assert "sm_87" in str(choice)
-    with pytest.raises(BackendError, match="sm_87"):
-        open_session(bundle_of(fp32=double_graph()), "net", backend="broken")
-
-
-@pytest.mark.parametrize(
-    ("arguments", "named"),
-    [
-        ({"graph_name": "none"}, "one of net"),
-        ({"backend": "abacus"}, "onnxruntime"),
-        ({"precision": "fp16"}, "variants fp32"),
-        ({"precision": "fp16", "backend": "onnxruntime"}, "variants fp32"),
-    ],
-)
-def test_what_cannot_be_opened_is_refused(arguments: dict[str, Any], named: str) -> None:
-    with pytest.raises(BackendError, match=named):
-        open_session(bundle_of(fp32=double_graph()), **{"graph_name": "net", **arguments})
+    options = onnxruntime.SessionOptions()
+    options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
+    options.intra_op_num_threads = 1
+    plain = onnxruntime.InferenceSession(quantised[precision], options, providers=["CPUExecutionProvider"])
+    crops = toy_networks.feed(8)
+    (wanted,) = plain.run(None, crops)
+    got = OrtSession(quantised[precision], threads=1).run(crops)["pose"]
+    np.testing.assert_allclose(cast(Any, got), wanted, atol=1e-5)
 
 
 def test_the_graphs_of_these_tests_are_valid() -> None:

@@ -1,0 +1,199 @@
+"""OpenVINO: the fast CPU backend. Reads the fp32, fp16 and int8 graphs as they are; one compiled model for all batches."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import numpy.typing as npt
+
+from posekit.runtime.backends.declared import as_declared
+from posekit.runtime.backends.resident import Array, Residents, unchanging
+from posekit.runtime.errors import BackendError
+from posekit.runtime.manifest import DTYPES
+from posekit.runtime.tensor import Feed, TensorSpec, check_feed
+
+REMEDY_INSTALL = "pip install 'posekit[openvino]'"
+DEVICE = "CPU"
+Arithmetic = Literal["f32", "bf16"]  # f16 would be computed by emulation: measured 5x and far more slower
+PRODUCTS = {"Convolution", "Deconvolution", "FullyConnected", "MatMul"}  # where the time goes, by OpenVINO's names
+INT8 = {"i8", "u8"}
+
+
+class OpenVinoSession:
+    """One graph on OpenVINO's CPU device. Implements posekit.runtime.session.Session.
+
+    Writable inputs are read where they are; inputs that cannot change are taken over once (resident.py).
+    """
+
+    def __init__(
+        self,
+        model: bytes | memoryview | Path,
+        *,
+        inputs: Sequence[TensorSpec] = (),
+        outputs: Sequence[TensorSpec] = (),
+        threads: int | None = None,
+        arithmetic: Arithmetic = "f32",
+    ) -> None:
+        """model: an ONNX graph or its path.  inputs, outputs: as the manifest declares them, checked and kept.
+
+        threads: None leaves it to OpenVINO.  arithmetic: of everything that the graph does not quantise; bf16 has 8
+        bits of mantissa and is refused where the CPU has no instructions for it. Raises BackendError.
+        """
+        self._openvino = openvino = imported_openvino()
+        core = openvino.Core()
+        _check_arithmetic(core, arithmetic)
+        wanted: dict[str, Any] = {"PERFORMANCE_HINT": "LATENCY", "INFERENCE_PRECISION_HINT": arithmetic}
+        if threads is not None:
+            wanted["INFERENCE_NUM_THREADS"] = threads
+        try:
+            content = model.read_bytes() if isinstance(model, Path) else bytes(model)
+            graph = core.read_model(content)
+            compiled = core.compile_model(graph, DEVICE, wanted)
+            found_inputs = [_spec(node, port) for node, port in zip(graph.get_parameters(), graph.inputs, strict=True)]
+            found_outputs = [_spec(node, port) for node, port in zip(graph.results, graph.outputs, strict=True)]
+            self._request: Any = compiled.create_infer_request()
+        except (OSError, RuntimeError, ValueError, TypeError) as error:
+            raise BackendError(
+                "OpenVINO",
+                got=_reason(error),
+                expected="a graph it can load",
+                remedy="Check the file, or choose the backend onnxruntime.",
+            ) from error
+        self._backend = f"OpenVINO {openvino.__version__.split('-')[0]}, {_really(core, compiled, arithmetic)}"
+        self._inputs = as_declared(found_inputs, inputs, self._backend)
+        self._outputs = as_declared(found_outputs, outputs, self._backend)
+        self._input_index = {spec.name: i for i, spec in enumerate(found_inputs)}
+        self._output_index = {spec.name: i for i, spec in enumerate(found_outputs)}
+        self._residents: Residents[Any] = Residents()
+        self._buffers = {spec.name: np.empty(0, spec.dtype) for spec in found_outputs}
+
+    @property
+    def inputs(self) -> tuple[TensorSpec, ...]:
+        return self._inputs
+
+    @property
+    def outputs(self) -> tuple[TensorSpec, ...]:
+        return self._outputs
+
+    @property
+    def backend(self) -> str:
+        return self._backend
+
+    def run(self, feed: Feed) -> dict[str, npt.NDArray[np.generic]]:
+        """Run once; the next run writes into the same outputs. Raises SpecError, BackendError."""
+        if self._request is None:
+            raise BackendError(
+                "session", got="a closed one", expected="an open one", remedy="Open the session again to run it."
+            )
+        check_feed(feed, self._inputs)
+        try:
+            tensors = {name: self._tensor(feed[name]) for name in self._input_index}  # alive until the run is over
+            for name, index in self._input_index.items():
+                self._request.set_input_tensor(index, tensors[name])
+            self._request.infer(share_outputs=True)
+            return {spec.name: self._output(spec.name) for spec in self._outputs}
+        except (RuntimeError, ValueError, TypeError) as error:
+            raise BackendError(
+                self._backend,
+                got=_reason(error),
+                expected="a finished run",
+                remedy="Feed a smaller batch if memory ran out; otherwise report the graph.",
+            ) from error
+
+    def close(self) -> None:
+        """Give back the graph. Twice is harmless."""
+        self._request = None
+        self._residents.clear()
+
+    def _tensor(self, array: Array) -> Any:
+        if array.flags.writeable:
+            return self._openvino.Tensor(np.require(array, requirements=["C", "A"]), shared_memory=True)
+        return self._residents.of(array, self._copied) if unchanging(array) else self._copied(array)
+
+    def _copied(self, array: Array) -> Any:
+        """OpenVINO takes no read-only memory."""
+        return self._openvino.Tensor(np.ascontiguousarray(array))
+
+    def _output(self, name: str) -> Array:
+        """Copied out of memory that OpenVINO may move when the batch grows; into a buffer that is made once."""
+        result: Array = self._request.get_output_tensor(self._output_index[name]).data
+        if self._buffers[name].size < result.size:
+            self._buffers[name] = np.empty(result.size, result.dtype)
+        out = self._buffers[name][: result.size].reshape(result.shape)
+        np.copyto(out, result)
+        return out
+
+
+def missing() -> str | None:
+    """Why OpenVINO cannot run here, or None. Looks, does not import."""
+    return None if find_spec("openvino") else f"the package openvino is not installed ({REMEDY_INSTALL})"
+
+
+def imported_openvino() -> Any:
+    """The module, or BackendError with the line that installs it."""
+    try:
+        import openvino
+    except (ImportError, OSError) as error:
+        raise BackendError(
+            "OpenVINO", got=error, expected="the package openvino", remedy=f"Install it: {REMEDY_INSTALL}"
+        ) from error
+    return openvino
+
+
+def _check_arithmetic(core: Any, arithmetic: Arithmetic) -> None:
+    able = [name.lower() for name in core.get_property(DEVICE, "OPTIMIZATION_CAPABILITIES")]
+    known = {"f32": True, "bf16": "bf16" in able}
+    if not known.get(arithmetic, False):
+        raise BackendError(
+            "OpenVINO arithmetic",
+            got=arithmetic,
+            expected=" or ".join(name for name, possible in known.items() if possible),
+            remedy="This CPU would emulate anything else, slowly: leave it at f32.",
+        )
+
+
+def _really(core: Any, compiled: Any, arithmetic: Arithmetic) -> str:
+    """What was compiled, asked of OpenVINO itself. BackendError if it is not what was wanted."""
+    devices = compiled.get_property("EXECUTION_DEVICES")
+    got = compiled.get_property("INFERENCE_PRECISION_HINT").get_type_name()
+    if devices != [DEVICE] or got != arithmetic:
+        raise BackendError(
+            "OpenVINO", got=f"{devices} in {got}", expected=f"{DEVICE} in {arithmetic}", remedy="Report this machine."
+        )
+    threads = compiled.get_property("INFERENCE_NUM_THREADS")
+    text = f"{core.get_property(DEVICE, 'FULL_DEVICE_NAME')}, {got}, threads {threads}"
+    kinds = _product_kinds(compiled)
+    in_int8 = sum(kind in INT8 for kind in kinds)
+    return text + (f", {in_int8} of {len(kinds)} products in int8" if in_int8 else "")
+
+
+def _product_kinds(compiled: Any) -> list[str]:
+    """Element type that each convolution and matrix product computes in, read from the compiled kernels."""
+    kernels = [operation.get_rt_info() for operation in compiled.get_runtime_model().get_ops()]
+    return [k["runtimePrecision"].astype(str) for k in kernels if k["layerType"].astype(str) in PRODUCTS]
+
+
+def _spec(node: Any, port: Any) -> TensorSpec:
+    """node: of the graph's edge, named as in the file; results carry a suffix. A port may have several names."""
+    name = node.get_friendly_name().removesuffix("/sink_port_0")
+    dtype = port.get_element_type().to_dtype().name
+    if dtype not in DTYPES or port.get_partial_shape().rank.is_dynamic:
+        raise BackendError(
+            f"graph tensor {name!r}",
+            got=f"{port.get_element_type()} of shape {port.get_partial_shape()}",
+            expected=f"a known rank and one of {', '.join(DTYPES)}",
+            remedy="Export a graph whose inputs and outputs are plain tensors.",
+        )
+    sizes = enumerate(port.get_partial_shape())
+    return TensorSpec(name, dtype, tuple(f"{name}_{i}" if n.is_dynamic else n.get_length() for i, n in sizes))
+
+
+def _reason(error: Exception) -> str:
+    """OpenVINO's messages begin with the places in its source that they came through."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    told = [line for line in lines if not line.startswith(("Exception from ", "Check '"))] or lines or [""]
+    return f"{type(error).__name__}: {' '.join(told)[:300]}"
