@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from enum import Enum
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import typer
 from typer.core import TyperGroup
@@ -93,15 +93,8 @@ bank_app = typer.Typer(no_args_is_help=True, help="Template banks: views of an o
 app.add_typer(bank_app, name="bank")
 
 BundlePath = Annotated[Path, typer.Argument(metavar="X.posekit", help="The bundle.", show_default=False)]
+PrecisionName = Literal["fp32", "fp16", "int8"]
 AsJson = Annotated[bool, typer.Option("--json", help="One JSON object on stdout instead of tables.")]
-
-
-class PrecisionName(str, Enum):
-    """A variant of a graph."""
-
-    fp32 = "fp32"
-    fp16 = "fp16"
-    int8 = "int8"
 
 
 class Unit(str, Enum):
@@ -175,8 +168,7 @@ def run(
     from posekit import render
     from posekit.sequence import RunRequest, run_sequence
 
-    wanted = precision.value if precision else None
-    request = RunRequest(bundle, source, camera, boxes, path, backend, wanted, output, overlay, gt, max_frames)
+    request = RunRequest(bundle, source, camera, boxes, path, backend, precision, output, overlay, gt, max_frames)
     with render.progress("estimating") as update:
         outcome = run_sequence(request, update)
     render.show_json(outcome) if json else render.show_run(request, outcome)

@@ -24,7 +24,8 @@ T_OF_BOX[0, 0] = 0.001
 @pytest.fixture(scope="module")
 def recording(tmp_path_factory: Any) -> Path:
     """A BOP scene: one object per image, each box elsewhere, each image different."""
-    scene = tmp_path_factory.mktemp("bop") / "test" / "000001"
+    root: Path = tmp_path_factory.mktemp("bop")
+    scene = root / "test" / "000001"
     (scene / "rgb").mkdir(parents=True)
     rng = np.random.default_rng(0)
     gt = {"cam_R_m2c": np.eye(3).ravel().tolist(), "cam_t_m2c": [0, 0, 500], "obj_id": 1}
@@ -36,7 +37,7 @@ def recording(tmp_path_factory: Any) -> Path:
         rows["scene_gt"][i], rows["scene_gt_info"][i] = [gt], [{"bbox_obj": [10 + i, 40, 40, 40]}]
     for name, content in rows.items():
         (scene / f"{name}.json").write_text(json.dumps(content))
-    return scene.parents[1]
+    return root
 
 
 def bundle(folder: Path, shift_m: float) -> Path:
