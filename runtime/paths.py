@@ -175,6 +175,7 @@ class BankPath:
             check_bank_fits(bank, int(object_id), sha256, json_from_record(entry.crop), f"bank {member}")
             self._banks[int(object_id)] = bank
             templates = np.ascontiguousarray(bank.templates, dtype=np.float32)
+            templates.flags.writeable = False  # so that backends take it over once
             self._bound[int(object_id)] = {"templates": templates, "weights": bank.weights}
 
     def poses(
