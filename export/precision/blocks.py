@@ -1,4 +1,4 @@
-"""A network's blocks: which weight-bearing nodes of a graph belong together, by the modules they are called after."""
+"""A network's blocks: which weight-bearing nodes of a graph belong together, by the modules that they are called after."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ LAYER = 1  # the last part of a module's name is the layer; what is before it is
 
 
 def blocks_of(nodes: Iterable[str]) -> dict[str, tuple[str, ...]]:
-    """Group node names (`backbone.layer1.0.conv1/Conv`, posekit.export.onnx_names) by block (`backbone.layer1.0`).
+    """Group node names (`backbone.layer1.0.conv1/Conv`, posekit.export.onnx_graph) by block (`backbone.layer1.0`).
 
     A node without a module, or of a module at the top, is a block of its own. Order of first appearance.
     """
