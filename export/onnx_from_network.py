@@ -17,9 +17,12 @@ from torch import Tensor, nn
 
 from posekit.export.atomic import write_whole
 from posekit.export.example_feed import example_feed
-from posekit.export.onnx_graph import MAX_BYTES, OPSET, check_graph, refused, specs_from_graph, strip_origin
+from posekit.export.onnx_graph import MAX_BYTES, OPSET, check_graph, name_nodes, refused, specs_from_graph, strip_origin
 from posekit.export.onnx_simplify import simplified
 from posekit.export.parity import ParityReport, check_parity
+from posekit.export.precision.half import HalfNetwork
+from posekit.export.precision.half_check import HalfReport, check_half
+from posekit.export.precision.half_graph import sensitive_in_float32
 from posekit.export.systems import GraphSource
 from posekit.runtime.backends.ort import OrtSession
 from posekit.runtime.errors import ExportError
@@ -30,7 +33,10 @@ EXAMPLE_SIZES = {"batch": 2, "views": 7}  # never 1: torch.export makes a consta
 
 @dataclass(frozen=True)
 class ExportedGraph:
-    """One graph on disk, verified.  simplification: what onnxsim did, or why its graph is not used."""
+    """One graph on disk, verified.  simplification: what onnxsim did, or why its graph is not used.
+
+    half: of a float16 source, what really is float16.
+    """
 
     path: Path
     inputs: tuple[TensorSpec, ...]
@@ -41,13 +47,15 @@ class ExportedGraph:
     seconds: float
     simplification: str
     parity: ParityReport
+    half: HalfReport | None = None
 
 
 def onnx_from_network(source: GraphSource, path: Path, *, opset: int = OPSET, simplify: bool = True) -> ExportedGraph:
     """Export to `path`, whole or not at all. Equal weights give equal bytes.
 
-    Raises ExportError for a network that cannot be traced or a graph that breaks the contract, ParityError for other
-    numbers than the network's, OutputError.
+    A source of posekit.export.precision.half is checked for what it claims besides. Raises ExportError for a network that
+    cannot be traced or a graph that breaks the contract, ParityError for other numbers than the network's,
+    PrecisionError, OutputError.
     """
     start = time.perf_counter()
     source.module.eval()
@@ -58,10 +66,15 @@ def onnx_from_network(source: GraphSource, path: Path, *, opset: int = OPSET, si
         check_graph(model, source.inputs, source.outputs, opset)
 
     model = _traced(source, opset)
+    half = isinstance(source.module, HalfNetwork)
+    name_nodes(model, "module.network" if half else "module")
     check(model)
+    if half and sensitive_in_float32(model):
+        check(model)
     how = "not simplified: not asked for"
     if simplify:
         model, how = simplified(model, source.inputs, check)
+    report = check_half(model, source) if half else None
     content = model.SerializeToString(deterministic=True)
     session = OrtSession(content)
     try:
@@ -72,7 +85,9 @@ def onnx_from_network(source: GraphSource, path: Path, *, opset: int = OPSET, si
     inputs, outputs = specs_from_graph(model)
     digest = hashlib.sha256(content).hexdigest()
     seconds = time.perf_counter() - start
-    return ExportedGraph(path, inputs, outputs, len(model.graph.node), len(content), digest, seconds, how, parity)
+    return ExportedGraph(
+        path, inputs, outputs, len(model.graph.node), len(content), digest, seconds, how, parity, report
+    )
 
 
 class _Positional(nn.Module):

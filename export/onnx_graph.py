@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+import ast
+from collections import Counter
+
 import onnx
-from onnx import ModelProto, TensorProto, ValueInfoProto, helper
+from onnx import ModelProto, NodeProto, TensorProto, ValueInfoProto, helper
 
 from posekit.runtime.errors import ExportError
 from posekit.runtime.tensor import TensorSpec
 
 OPSET = 19  # TensorRT 10.3 reads up to 20; float16 Q/DQ scales need 19
 MAX_BYTES = (1 << 31) - 1  # of one protobuf message
+
+SCOPES = "pkg.torch.onnx.name_scopes"  # the exporter's note on a node: the modules around it, then its own name
 
 # Operators that some target cannot run, and what to do instead.
 FORBIDDEN: dict[str, str] = {
@@ -30,6 +35,24 @@ REDUCING = ("ScatterND", "ScatterElements")
 def specs_from_graph(model: ModelProto) -> tuple[tuple[TensorSpec, ...], tuple[TensorSpec, ...]]:
     """(inputs, outputs). An axis whose size the graph does not name is called after its tensor."""
     return tuple(map(_spec, model.graph.input)), tuple(map(_spec, model.graph.output))
+
+
+def name_nodes(model: ModelProto, root: str) -> None:
+    """Call every node, in place, after the submodule it is from: "backbone.layer1.0.conv1/Conv", then ".../Conv_2".
+
+    root: the wrappers' own prefix, taken off. Nodes of the network's own forward are "/Add". Equal networks, equal names,
+    whatever their precision: what is kept, quantised or slow can be said in words of the network.
+    """
+    taken: Counter[str] = Counter()
+    scope_of: dict[str, str] = {}
+    for node in model.graph.node:
+        scope = _scope(node, root)
+        if scope is None:  # made by the exporter's own rewriting: part of where its input is from
+            scope = next((scope_of[name] for name in node.input if name in scope_of), "")
+        scope_of.update(dict.fromkeys(node.output, scope))
+        name = f"{scope}/{node.op_type}"
+        taken[name] += 1
+        node.name = name if taken[name] == 1 else f"{name}_{taken[name]}"
 
 
 def strip_origin(model: ModelProto) -> None:
@@ -64,6 +87,17 @@ def check_graph(
 
 def refused(got: object, expected: object, remedy: str) -> ExportError:
     return ExportError("exported graph", got=got, expected=expected, remedy=remedy)
+
+
+def _scope(node: NodeProto, root: str) -> str | None:
+    """The submodule that holds the node's weight (a norm may be folded into it), or the innermost one around it."""
+    notes = [entry.value for entry in node.metadata_props if entry.key == SCOPES]
+    if not notes:
+        return None
+    holders = [name.removesuffix(".weight") for name in node.input if name.endswith(".weight")]
+    around = [*ast.literal_eval(notes[0])[:-1], *holders]
+    inside = [name for name in around if f"{name}.".startswith(f"{root}.")]
+    return str(inside[-1]).removeprefix(root).removeprefix(".") if inside else ""
 
 
 def _check_operators(model: ModelProto) -> None:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Set as AbstractSet
 from typing import Any
 
 import torch
@@ -23,10 +24,11 @@ FOLDABLE = (*CONVOLUTIONS, *TRANSPOSED, nn.Linear)
 
 
 class _Uses(TorchFunctionMode):
-    """How often each tensor is an argument of a function that gives tensors."""
+    """How often each of the tensors with these ids is an argument of a function that gives tensors."""
 
-    def __init__(self) -> None:
+    def __init__(self, watched: AbstractSet[int]) -> None:
         super().__init__()
+        self.watched = watched
         self.count: Counter[int] = Counter()
 
     def __torch_function__(
@@ -34,8 +36,11 @@ class _Uses(TorchFunctionMode):
     ) -> Any:
         out = func(*args, **(kwargs or {}))
         if tensors_in(out):
-            self.count.update({id(tensor) for tensor in tensors_in((args, kwargs))})
+            self.add(tensors_in((args, kwargs)))
         return out
+
+    def add(self, tensors: Sequence[Tensor]) -> None:
+        self.count.update({id(tensor) for tensor in tensors} & self.watched)
 
 
 def fold_norms(network: nn.Module, chosen: Callable[[str], bool], feeds: Sequence[Tensor]) -> tuple[str, ...]:
@@ -91,15 +96,13 @@ def _pairs(network: nn.Module, chosen: Callable[[str], bool], feeds: Sequence[Te
             handles.append(module.register_forward_hook(made(name)))
         elif chosen(name) and isinstance(module, _BatchNorm) and module.running_mean is not None:
             handles.append(module.register_forward_pre_hook(took(name)))
-    uses = _Uses()
+    uses = _Uses(maker.keys())
     try:
         with torch.inference_mode(), uses:
             outputs = tensors_in(network(*feeds))
     finally:
         for handle in handles:
             handle.remove()
-    uses.count.update({id(tensor) for tensor in outputs})
+    uses.add(outputs)
     found = {name: maker[id(x)] for name, x in taken.items() if id(x) in maker and uses.count[id(x)] == 1}
     return {norm: layer for norm, layer in found.items() if calls[norm] == calls[layer] == 1}
-
-

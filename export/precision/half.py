@@ -34,12 +34,21 @@ NORMS = (
 )  # fmt: skip
 # Names of torch's functions and methods. In-place forms are not here: what they change must keep its type; the pass over
 # the exported graph (half_graph) takes care of them.
-FLOAT32_FUNCTIONS = frozenset(
-    ["batch_norm", "group_norm", "instance_norm", "layer_norm", "local_response_norm", "normalize", "rms_norm", "cosine_similarity", "cdist", "dist", "norm", "vector_norm", "linalg_norm", "linalg_vector_norm", "softmax", "log_softmax", "softmin", "logsumexp", "softplus", "logsigmoid", "exp", "exp2", "expm1", "log", "log2", "log10", "log1p", "pow", "__pow__", "__rpow__", "float_power", "square", "sqrt", "rsqrt", "reciprocal", "erfinv", "sum", "nansum", "mean", "nanmean", "var", "std", "var_mean", "std_mean", "prod", "cumsum", "cumprod", "logcumsumexp", "trace", "argmax", "argmin", "argsort", "topk", "sort", "kthvalue", "median", "grid_sample", "affine_grid", "cross", "linalg_cross", "det", "inverse", "linalg_inv", "svd", "linalg_svd", "sin", "cos", "tan", "asin", "acos", "atan", "atan2", "sinh", "cosh"]
-)
-HALF_FUNCTIONS = frozenset(
-    ["conv1d", "conv2d", "conv3d", "conv_transpose1d", "conv_transpose2d", "conv_transpose3d", "linear", "bilinear", "prelu", "matmul", "__matmul__", "__rmatmul__", "mm", "bmm", "mv", "addmm", "baddbmm", "addbmm", "einsum", "tensordot", "scaled_dot_product_attention", "multi_head_attention_forward", "lstm", "gru"]
-)
+FLOAT32_FUNCTIONS = frozenset({
+    "batch_norm", "group_norm", "instance_norm", "layer_norm", "local_response_norm", "normalize", "rms_norm",
+    "cosine_similarity", "cdist", "dist", "norm", "vector_norm", "linalg_norm", "linalg_vector_norm", "softmax",
+    "log_softmax", "softmin", "logsumexp", "softplus", "logsigmoid", "exp", "exp2", "expm1", "log", "log2", "log10",
+    "log1p", "pow", "__pow__", "__rpow__", "float_power", "square", "sqrt", "rsqrt", "reciprocal", "erfinv", "sum",
+    "nansum", "mean", "nanmean", "var", "std", "var_mean", "std_mean", "prod", "cumsum", "cumprod", "logcumsumexp",
+    "trace", "argmax", "argmin", "argsort", "topk", "sort", "kthvalue", "median", "grid_sample", "affine_grid",
+    "cross", "linalg_cross", "det", "inverse", "linalg_inv", "svd", "linalg_svd", "sin", "cos", "tan", "asin", "acos",
+    "atan", "atan2", "sinh", "cosh",
+})  # fmt: skip
+HALF_FUNCTIONS = frozenset({
+    "conv1d", "conv2d", "conv3d", "conv_transpose1d", "conv_transpose2d", "conv_transpose3d", "linear", "bilinear",
+    "prelu", "matmul", "__matmul__", "__rmatmul__", "mm", "bmm", "mv", "addmm", "baddbmm", "addbmm", "einsum",
+    "tensordot", "scaled_dot_product_attention", "multi_head_attention_forward", "lstm", "gru",
+})  # fmt: skip
 
 
 class HalfPlan(TorchFunctionMode):
@@ -63,9 +72,9 @@ class HalfPlan(TorchFunctionMode):
 class HalfNetwork(nn.Module):
     """The network with its trunk in `dtype`. Names below `network` are those of the network that was given."""
 
-    def __init__(self, network: nn.Module, dtype: torch.dtype) -> None:
+    def __init__(self, network: nn.Module, trunk: Trunk, dtype: torch.dtype) -> None:
         super().__init__()
-        self.network, self.dtype = network, dtype
+        self.network, self.trunk, self.dtype = network, trunk, dtype
 
     def forward(self, *feeds: Tensor) -> object:
         with HalfPlan(self.dtype):
@@ -95,7 +104,7 @@ def half_source(source: GraphSource, dtype: torch.dtype = torch.float16) -> Grap
         )
     fold_norms(network, trunk.has, feeds)
     _check_range(source, network, trunk)
-    half = HalfNetwork(_halved(network, trunk, dtype), dtype).eval()
+    half = HalfNetwork(_halved(network, trunk, dtype), trunk, dtype).eval()
     try:
         with torch.inference_mode():
             found = tensors_in(half(*feeds))
@@ -155,10 +164,7 @@ def _outputs_and_called(
 @contextmanager
 def called_modules(network: nn.Module, names: Sequence[str], tell: Callable[[str], object]) -> Iterator[None]:
     """While inside, `tell` hears the name of every listed submodule that is called."""
-    handles = [
-        network.get_submodule(name).register_forward_pre_hook(lambda module, args, name=name: _silently(tell, name))  # type: ignore[misc]
-        for name in names
-    ]
+    handles = [network.get_submodule(name).register_forward_pre_hook(_telling(tell, name)) for name in names]
     try:
         yield
     finally:
@@ -166,9 +172,11 @@ def called_modules(network: nn.Module, names: Sequence[str], tell: Callable[[str
             handle.remove()
 
 
-def _silently(tell: Callable[[str], object], name: str) -> None:
-    """A hook that returns something would replace the module's arguments."""
-    tell(name)
+def _telling(tell: Callable[[str], object], name: str) -> Callable[..., None]:
+    def hook(module: nn.Module, args: object) -> None:  # what it returned would replace the arguments
+        tell(name)
+
+    return hook
 
 
 def _check_range(source: GraphSource, network: nn.Module, trunk: Trunk) -> None:

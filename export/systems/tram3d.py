@@ -17,7 +17,6 @@ from posekit.export.systems.template_pose import BANK_PATHS, bank_graphs
 from posekit.runtime.crop import PRESETS, CropPreset
 from posekit.runtime.errors import RecipeError
 
-
 TRUNK = ("network.backbone", "network.head")
 
 

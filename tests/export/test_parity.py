@@ -10,11 +10,12 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from posekit.export.parity import CEILING, FLOOR, ParityFigure, check_parity, compared, network_outputs
+from posekit.export.parity import TOLERANCES, ParityFigure, check_parity, compared, network_outputs
 from posekit.export.systems import GraphSource
 from posekit.runtime.errors import ParityError
 from posekit.runtime.tensor import Feed, TensorSpec
 
+FP32 = TOLERANCES["fp32"]
 SPECS = (TensorSpec("descriptors", "float32", ("batch", 4, 8)),)
 
 
@@ -55,7 +56,7 @@ def test_the_network_agrees_with_itself() -> None:
     report = check_parity(source(Net()), Runs(source(Net())))
     assert [figure.output for figure in report.figures] == ["small", "large"]
     assert report.worst == 0.0
-    assert all(0 < figure.noise < 1e-6 and figure.tolerance == FLOOR for figure in report.figures)
+    assert all(0 < figure.noise < 1e-6 and figure.tolerance == FP32.floor for figure in report.figures)
 
 
 @pytest.mark.parametrize("which", ["small", "large"])
@@ -80,7 +81,7 @@ class Amplifier(nn.Module):
 
 def test_the_tolerance_follows_the_measured_noise_up_to_a_ceiling() -> None:
     figure = check_parity(source(Amplifier()), Runs(source(Amplifier()))).figures[0]
-    assert FLOOR < figure.tolerance <= CEILING
+    assert FP32.floor < figure.tolerance <= FP32.ceiling
     assert figure.noise > 1e-5
 
 
