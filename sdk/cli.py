@@ -15,6 +15,7 @@ from typer.core import TyperGroup
 from posekit.runtime.errors import BackendError, OutputError, PosekitError
 
 GATE_MISSED, INVALID_INPUT, ENVIRONMENT = 1, 2, 3
+LINT_ERRORS = 1
 # What a missing module needs; cv2 and onnxruntime come as system packages on some devices.
 EXTRAS = {
     "cv2": "onnx", "onnxruntime": "onnx", "openvino": "openvino", "tensorrt": "tensorrt", "torch": "export",
@@ -228,6 +229,25 @@ def inspect(bundle: BundlePath, json: AsJson = False) -> None:
     with Bundle(bundle) as opened:
         manifest = opened.manifest
     render.show_json(manifest) if json else render.show_bundle(manifest, str(bundle))
+
+
+@app.command()
+def lint(
+    graph: Annotated[Path, typer.Argument(metavar="X", help="X.onnx, whoever made it, or X.posekit.", show_default=False)],
+    target: Annotated[list[str] | None, typer.Option(help="What it shall run on, repeatable. Default: all.")] = None,
+    json: AsJson = False,
+) -> None:
+    """Check graphs against what TensorRT, ONNX Runtime and OpenVINO refuse or silently mis-handle. Exit code 1: errors."""
+    from posekit import lint_view, render
+    from posekit.export.lint import ALL, checked_targets
+    from posekit.export.lint.lint_file import lint_file
+
+    targets = checked_targets(target or ALL)
+    graphs = lint_file(graph, targets)
+    summary = lint_view.lint_summary(graph, graphs, targets)
+    render.show_json(summary) if json else lint_view.show_lint(graph, graphs, targets)
+    if summary["errors"]:
+        raise typer.Exit(LINT_ERRORS)
 
 
 @app.command()

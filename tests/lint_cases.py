@@ -62,10 +62,14 @@ HALF = f"float16 s = {{{HALF_TENTH}}}, {Z}"
 
 def half_conv(requantised: bool, relu: bool = False) -> ModelProto:
     """int8 Conv with float16 scales and a bias; its output quantised or not."""
-    body = "[q] q = QuantizeLinear(x, s, z) [d] a = DequantizeLinear(q, s, z) [e] b = DequantizeLinear<axis=0>(w, v, o) "
+    body = (
+        "[q] q = QuantizeLinear(x, s, z) [d] a = DequantizeLinear(q, s, z) [e] b = DequantizeLinear<axis=0>(w, v, o) "
+    )
     body += "[c] c = Conv(a, b, k) " + ("[r] h = Relu(c) " if relu else "[r] h = Identity(c) " * (not requantised))
     last = "h" if relu or not requantised else "c"
-    body += f"[t] t = QuantizeLinear({last}, s, z) [u] y = DequantizeLinear(t, s, z)" if requantised else "[u] y = Neg(h)"
+    body += (
+        f"[t] t = QuantizeLinear({last}, s, z) [u] y = DequantizeLinear(t, s, z)" if requantised else "[u] y = Neg(h)"
+    )
     model = graph(body, "float16[N,2,4,4] x", "float16[N,2,4,4] y", f"{Z}, int8[2] o = {{0,0}}")
     for name, array in {
         "s": np.array(0.003),

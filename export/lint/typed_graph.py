@@ -19,6 +19,8 @@ from google.protobuf.message import EncodeError, Message  # type: ignore[import-
 from onnx import AttributeProto, GraphProto, ModelProto, NodeProto, TensorProto, ValueInfoProto
 from onnx.external_data_helper import load_external_data_for_tensor
 
+from posekit.export.lint.readable_text import readable
+
 Array = npt.NDArray[Any]
 Shape = tuple[int | str, ...]  # a str is a dynamic axis
 
@@ -172,9 +174,10 @@ class TypedGraph:
 
 def typed_graph(model: ModelProto, folder: Path | None = None) -> TypedGraph:
     """One pass of checking and type inference over any model, damaged ones included."""
+    model, unreadable = readable(model)
     light = _without_weights(model)
     found = TypedGraph(model, folder)
-    found.invalid = _words(lambda: _check(light))
+    found.invalid = f"{unreadable} texts that are not UTF-8" if unreadable else _words(lambda: _check(light))
     light, problem = _unfolded(light)
     found.invalid = found.invalid or problem
     found.untyped = _words(lambda: onnx.shape_inference.infer_shapes(light, check_type=True, strict_mode=True))

@@ -1,0 +1,1 @@
+../../sdk/lint_view.py
