@@ -68,7 +68,7 @@ API: dict[str, tuple[str, ...]] = {
     "ParserError": ("code", "desc", "node", "node_name", "node_operator"),
     "IBuilderConfig": (
         "set_memory_pool_limit", "builder_optimization_level", "profiling_verbosity", "progress_monitor",
-        "add_optimization_profile", "create_timing_cache", "set_timing_cache", "get_timing_cache",
+        "add_optimization_profile", "create_timing_cache", "set_timing_cache",
     ),
     "IOptimizationProfile": ("set_shape",),
     "ITimingCache": ("serialize",),
@@ -86,8 +86,9 @@ API: dict[str, tuple[str, ...]] = {
     ),
     "IExecutionContext": (
         "set_input_shape", "get_tensor_shape", "set_tensor_address", "infer_shapes", "execute_async_v3",
-        "set_optimization_profile_async", "active_optimization_profile",
+        "set_optimization_profile_async", "active_optimization_profile", "set_device_memory",
     ),
+    "ExecutionContextAllocationStrategy": ("USER_MANAGED",),
     "TensorIOMode": ("INPUT", "OUTPUT"),
     "TensorLocation": ("DEVICE", "HOST"),
     "DataType": ("FLOAT", "HALF", "INT8", "UINT8", "INT32", "INT64", "BOOL"),
