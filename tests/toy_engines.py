@@ -17,7 +17,12 @@ from posekit.runtime.engines.kernels import check_kernels
 from posekit.runtime.engines.options import AxisRange, BuildOptions
 
 RANGES = {"batch": AxisRange(1, 4, 8), "views": AxisRange(5, 100, 1000)}
-FLOATS = {"fp32": TensorProto.FLOAT, "fp16": TensorProto.FLOAT16}
+FLOATS = {
+    "fp32": TensorProto.FLOAT,
+    "int8-fp32": TensorProto.FLOAT,
+    "fp16": TensorProto.FLOAT16,
+    "int8": TensorProto.FLOAT16,
+}
 
 rtx_only = pytest.mark.skipif(missing("rtx") is not None, reason=f"no TensorRT-RTX: {missing('rtx')}")
 
@@ -30,11 +35,12 @@ def toy_graph(
 ) -> bytes:
     """crops uint8 (batch, 16, 16, 3) -> conv -> relu -> mean -> matmul -> score (batch, 16).
 
-    precision: fp32, fp16, or int8: symmetric Q/DQ of both inputs' data, weights that are only dequantised, the rest fp32.
+    precision: fp32, fp16, int8 with the rest in fp16, or int8-fp32. Int8 is symmetric: Q/DQ around the data, weights that
+    are only dequantised.
     weight_axis: of the scales of the matrix.  extra: one more node from `mean` or `score`, with its constants.
     """
-    kind = FLOATS.get(precision, TensorProto.FLOAT)
-    number = helper.tensor_dtype_to_np_dtype(kind)
+    kind = FLOATS[precision]
+    number, quantised = helper.tensor_dtype_to_np_dtype(kind), precision.startswith("int8")
     rng = np.random.default_rng(0)
     nodes: list[NodeProto] = []
     held = dict(constants or {})
@@ -44,7 +50,7 @@ def toy_graph(
         return output
 
     def data(name: str) -> str:
-        if precision != "int8":
+        if not quantised:
             return name
         held.update({f"{name}_scale": np.array(0.05, number), "zero": np.array(0, np.int8)})
         return add(
@@ -54,7 +60,7 @@ def toy_graph(
         )
 
     def weight(name: str, shape: tuple[int, ...], axis: int) -> str:
-        if precision != "int8":
+        if not quantised:
             held[name] = rng.normal(size=shape).astype(number)
             return name
         held[f"{name}_int8"] = rng.integers(-127, 128, shape, dtype=np.int8)

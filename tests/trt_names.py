@@ -7,15 +7,17 @@ from collections.abc import Mapping
 from functools import partial
 from importlib.machinery import ModuleSpec
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
-from posekit.runtime.engines.api import API, UNLISTED
+from posekit.runtime.engines.api import API, FLAVOURS, UNLISTED, tensorrt_module
 
 # Recorded by importing NVIDIA's bindings: version -> class -> names, or enumeration -> name -> integer.
 TABLES: dict[str, dict[str, Any]] = json.loads((Path(__file__).parent / "golden/trt_api_names.json").read_text())
 RTX = next(version for version in TABLES if version.startswith("rtx-"))
 TENSORRT = tuple(version for version in TABLES if version != RTX)
-RAW = ("IHostMemory", "ILogger", "IProgressMonitor")  # handed on as they are: buffers and base classes
+NO_OP = "ignore:.*Timing cache operations are no-ops:DeprecationWarning"  # of TensorRT-RTX, for pytest
+RAW = ("IHostMemory", "ILogger", "IProgressMonitor")  # handed on as they are, like members of enumerations
 
 
 class Seen:
@@ -44,7 +46,7 @@ class Seen:
         return self._seen(self.value(*map(_bare, arguments)))
 
     def _seen(self, value: Any) -> Any:
-        if hasattr(type(value), "__members__"):  # a member of an enumeration
+        if hasattr(type(value), "__members__") or _kind(value) in RAW:
             return value
         return Seen(value, self.allowed, self.changes) if callable(value) or _kind(value) in self.allowed else value
 
@@ -75,3 +77,26 @@ class OtherVersion:
             raise AttributeError(f"{name} is not in API")
         value = getattr(self._module, name)
         return value if name in RAW else Seen(value, self._allowed, self._changes)
+
+
+INSPECTED = json.dumps(
+    {"Layers": [{"Name": "conv", "LayerType": "CaskConvolution", "Inputs": [], "Outputs": []}], "Bindings": ["crops"]}
+)
+
+
+def other_version(version: str) -> OtherVersion:
+    """TensorRT-RTX under that version's names, with its plan header, and an engine that can be inspected."""
+    inspector = SimpleNamespace(get_engine_information=lambda _: INSPECTED)
+    engine = SimpleNamespace(create_engine_inspector=lambda: inspector)
+
+    def build(builder: Any, network: Any, config: Any) -> bytes:
+        plan = bytearray(builder.build_serialized_network(network.value, config.value))
+        plan[:4] = FLAVOURS["tensorrt"].plan_tag
+        plan[24:28] = bytes((*map(int, version.split(".")), 0)[:4])
+        return bytes(plan)
+
+    changes = {
+        "Builder.build_serialized_network": build,
+        "Runtime.deserialize_cuda_engine": lambda runtime, plan: engine,
+    }
+    return OtherVersion(tensorrt_module("rtx"), version, changes)

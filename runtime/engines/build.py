@@ -66,7 +66,7 @@ def build_plan(
     Raises EngineError: no TensorRT, no GPU, an operator it cannot do (named), a foreign timing cache.
     """
     row, module = FLAVOURS[options.flavour], tensorrt_module(options.flavour)
-    timings = _pinned(timing_cache, options.timing_cache_sha256)
+    timings = _pinned(timing_cache, options)
     start = time.perf_counter()
     with listening(module) as log:
         builder = _builder(module, log, row.title)
@@ -75,13 +75,12 @@ def build_plan(
         config = builder.create_builder_config()
         _configure(module, config, options)
         _add_profiles(builder, config, inputs, options)
-        if timing_cache is not None:
-            _use_timings(config, timings, timing_cache)
+        cache = _use_timings(config, timings, timing_cache, log) if timing_cache else None
         plan = _compiled(module, builder, network, config, progress, log, row.title)
-        if timing_cache is not None and options.timing_cache_sha256 is None:
-            timings = bytes(config.get_timing_cache().serialize())
+        if timing_cache and options.timing_cache_sha256 is None:
+            timings = bytes(cache.serialize())
             write_whole(timing_cache, timings)
-        del parser, network, config, builder  # in this order: parsed weights belong to the parser
+        del parser  # not before: the parsed weights belong to it
         listed = kernels_from_log(log.texts("VERBOSE"))
         warnings = log.texts("WARNING")
     kernels = listed if row.ahead_of_time else kernels_of(module, engine_from_plan(options.flavour, plan))
@@ -94,7 +93,7 @@ def build_plan(
         hashlib.sha256(plan).hexdigest(),
         kernels,
         warnings,
-        None if timing_cache is None else hashlib.sha256(timings).hexdigest(),
+        hashlib.sha256(timings).hexdigest() if timing_cache else None,
     )
     return BuiltPlan(plan, report)
 
@@ -162,36 +161,45 @@ def _add_profiles(builder: Any, config: Any, inputs: tuple[TensorSpec, ...], opt
             )
 
 
-def _pinned(path: Path | None, sha256: str | None) -> bytes:
+def _pinned(path: Path | None, options: BuildOptions) -> bytes:
     """The content of the timing cache, empty where there is none yet. EngineError unless it is the pinned one."""
-    if path is None and sha256 is None:
-        return b""
+    pin, content = options.timing_cache_sha256, None
+    if path is not None and FLAVOURS[options.flavour].ahead_of_time:
+        title = FLAVOURS[options.flavour].title
+        raise EngineError(
+            f"{title} build", got="a timing cache", expected="none: it times nothing", remedy="Leave it out."
+        )
     try:
-        content = path.read_bytes() if path is not None else None
+        content = path.read_bytes() if path else None
     except FileNotFoundError:
-        content = b"" if sha256 is None else None
+        pass  # the first build writes it
     except OSError as error:
         raise EngineError(
             f"timing cache {path}", got=error, expected="a readable file", remedy="Correct its path or its rights."
         ) from error
     found = "no file" if content is None else hashlib.sha256(content).hexdigest()
-    if content is None or sha256 not in (None, found):
+    if pin not in (None, found):
         raise EngineError(
-            f"timing cache {path}", got=found, expected=f"sha256 {sha256}", remedy="Restore it, or build without a pin."
+            f"timing cache {path}", got=found, expected=f"sha256 {pin}", remedy="Restore it, or build without a pin."
         )
-    return content
+    return content or b""
 
 
-def _use_timings(config: Any, timings: bytes, path: Path) -> None:
-    """Timings of another GPU or another TensorRT are refused, not mixed in."""
+def _use_timings(config: Any, timings: bytes, path: Path, log: Log) -> Any:
+    """The cache, which must outlive the build. Timings of another GPU or another TensorRT are refused, not mixed in.
+
+    From bytes that it cannot read TensorRT makes an empty cache and only warns.
+    """
+    said = len(log.messages)
     cache = config.create_timing_cache(timings)
-    if cache is None or not config.set_timing_cache(cache, False):
+    if cache is None or not config.set_timing_cache(cache, False) or len(log.messages) > said:
         raise EngineError(
             f"timing cache {path}",
-            got="one of another GPU or TensorRT, or a damaged one",
+            got=" ".join(m.text for m in log.messages[said:]) or "one of another GPU or TensorRT",
             expected="one made by this TensorRT on this GPU",
             remedy="Remove it; the next build writes a new one.",
         )
+    return cache
 
 
 def _compiled(module: Any, builder: Any, network: Any, config: Any, progress: Progress, log: Log, title: str) -> bytes:

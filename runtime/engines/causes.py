@@ -8,6 +8,10 @@ import re
 CAUSES: tuple[tuple[str, str], ...] = (
     (r"BuildCanceled", "Start the build again."),
     (
+        r"for Turing \(SM75\)",
+        "Leave 75 out of the compute capabilities: TensorRT-RTX has no fp32 matrix products for Turing.",
+    ),
+    (
         r"cudaError 35|driver version is insufficient|OLD_CUDA_DRIVER",
         (
             "There is no NVIDIA driver, or it is older than this runtime: install or update it, or take backend openvino or "

@@ -11,6 +11,10 @@ from posekit.runtime.tensor import TensorSpec
 
 OPTIMIZATION_LEVELS = range(6)
 
+# What TensorRT-RTX compiles as the graph says (1.7.1). Of 75 it has no fp32 matrix products, and its quantised
+# convolutions multiply halves; so do those of 80 multiply floats where the rest of the graph is fp32, not fp16.
+RTX_CAPABILITIES = (80, 86, 89, 120)
+
 
 @dataclass(frozen=True)
 class AxisRange:

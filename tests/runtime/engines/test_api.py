@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import sys
 from types import SimpleNamespace
 from typing import Any
@@ -11,7 +10,7 @@ import numpy as np
 import onnx
 import pytest
 from toy_engines import RANGES, rtx_only, toy_graph
-from trt_names import RTX, TABLES, TENSORRT, OtherVersion
+from trt_names import NO_OP, RTX, TABLES, TENSORRT, other_version
 
 from posekit.export.onnx_graph import specs_from_graph
 from posekit.runtime.engines import api
@@ -61,30 +60,8 @@ def test_the_installed_module_has_the_names_too() -> None:
             assert set(names) <= set(dir(getattr(module, kind))), kind
 
 
-INSPECTED = json.dumps(
-    {"Layers": [{"Name": "conv", "LayerType": "CaskConvolution", "Inputs": [], "Outputs": []}], "Bindings": ["crops"]}
-)
-
-
-def other_version(version: str) -> OtherVersion:
-    """TensorRT-RTX under that version's names, with its plan header, and an engine that can be inspected."""
-    inspector = SimpleNamespace(get_engine_information=lambda _: INSPECTED)
-    engine = SimpleNamespace(create_engine_inspector=lambda: inspector)
-
-    def build(builder: Any, network: Any, config: Any) -> bytes:
-        plan = bytearray(builder.build_serialized_network(network.value, config.value))
-        plan[:4] = FLAVOURS["tensorrt"].plan_tag
-        plan[24:28] = bytes((*map(int, version.split(".")), 0)[:4])
-        return bytes(plan)
-
-    changes = {
-        "Builder.build_serialized_network": build,
-        "Runtime.deserialize_cuda_engine": lambda runtime, plan: engine,
-    }
-    return OtherVersion(tensorrt_module("rtx"), version, changes)
-
-
 @rtx_only
+@pytest.mark.filterwarnings(NO_OP)
 @pytest.mark.parametrize("version", TENSORRT)
 def test_the_builder_uses_no_name_that_a_version_lacks(version: str, monkeypatch: Any, tmp_path: Any) -> None:
     """Simulated: TensorRT-RTX compiles, but every attribute that API or that version's table lacks raises."""
