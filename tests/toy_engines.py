@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import Any
 
 import numpy as np
 import onnx
@@ -45,7 +46,7 @@ def toy_graph(
     nodes: list[NodeProto] = []
     held = dict(constants or {})
 
-    def add(operator: str, inputs: list[str], output: str, **attributes: object) -> str:
+    def add(operator: str, inputs: list[str], output: str, **attributes: Any) -> str:
         nodes.append(helper.make_node(operator, inputs, [output], name=output, **attributes))
         return output
 

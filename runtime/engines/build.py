@@ -77,7 +77,7 @@ def build_plan(
         _add_profiles(builder, config, inputs, options)
         cache = _use_timings(config, timings, timing_cache, log) if timing_cache else None
         plan = _compiled(module, builder, network, config, progress, log, row.title)
-        if timing_cache and options.timing_cache_sha256 is None:
+        if timing_cache and cache is not None and options.timing_cache_sha256 is None:
             timings = bytes(cache.serialize())
             write_whole(timing_cache, timings)
         del parser  # not before: the parsed weights belong to it

@@ -207,7 +207,7 @@ class EngineCache:
         """Remove what was cut short, then the engines not used for longest. Keys that others work on are left alone."""
         limit = self.max_bytes if max_bytes is None else max_bytes
         files: dict[str, int] = {}
-        for path in self.folder.iterdir():
+        for path in self.folder.iterdir() if self.folder.is_dir() else ():
             if own := OWN_FILE.match(path.name):
                 files[own[1]] = files.get(own[1], 0) + _size(path)
         order = {entry.digest: entry.used_at for entry in self.entries()}

@@ -38,5 +38,6 @@ def test_half_of_the_second_of_four_steps_is_three_eighths() -> None:
     phases.begin("timing", "build", 10)
     phases.step("timing", 4)
     now = phases.now()
-    assert (now.phase, now.fraction) == ("timing", pytest.approx(3 / 8))
+    assert now.phase == "timing"
+    assert now.fraction == pytest.approx(3 / 8)
     assert now.left_s == pytest.approx(now.elapsed_s * 5 / 3)
