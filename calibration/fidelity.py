@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 
-from posekit.runtime.backends.ort import imported_onnxruntime
+from posekit.calibration.sessions import reference_session
 from posekit.runtime.errors import PrecisionError
 from posekit.runtime.tensor import Feed
 
@@ -21,7 +21,6 @@ if TYPE_CHECKING:
     from onnx import ModelProto
 
 MIN_COSINE = 0.9  # of a crop in the median: below that scales are wrong, not coarse
-ORT_UNSAFE_ON_QDQ = ("WeightBiasQuantization",)  # with float16 scales it computes a bias scale in float16: cosine 0.86
 
 
 @dataclass(frozen=True)
@@ -41,7 +40,7 @@ class OutputFidelity:
 
 def fidelity_of(source: ModelProto, quantised: ModelProto, feeds: Iterable[Feed]) -> tuple[OutputFidelity, ...]:
     """Run both on ONNX Runtime; one figure per output. PrecisionError for values that are not finite."""
-    sessions = [trusted_session(source), trusted_session(quantised)]
+    sessions = [reference_session(source), reference_session(quantised)]
     names = [output.name for output in source.graph.output]
     rows: dict[str, list[_Row]] = defaultdict(list)
     for feed in feeds:
@@ -61,19 +60,6 @@ def check_fidelity(figures: Iterable[OutputFidelity]) -> None:
                 expected=f"at least {MIN_COSINE}",
                 remedy="Calibrate on other crops or by another method, or leave the layers out that cost most.",
             )
-
-
-def trusted_session(model: ModelProto) -> Any:
-    """An ONNX Runtime session that computes what Q/DQ say, also with float16 scales."""
-    onnxruntime = imported_onnxruntime()
-    options = onnxruntime.SessionOptions()
-    options.log_severity_level = 4
-    return onnxruntime.InferenceSession(
-        model.SerializeToString(),
-        options,
-        providers=["CPUExecutionProvider"],
-        disabled_optimizers=list(ORT_UNSAFE_ON_QDQ),
-    )
 
 
 @dataclass(frozen=True)

@@ -145,7 +145,7 @@ def _by_onnxruntime(model: ModelProto, nodes: Sequence[WeightedNode], amax: Mapp
         for name, dtype in sorted(dtypes.items())
     }
     overrides = _weight_overrides(model, nodes) | {
-        name: [_exact(np.array(_float16_scale(amax[name])))]
+        name: [_exact(_float16_scale(amax[name]))]
         for name, dtype in dtypes.items()
         if dtype == np.float16 and _rounds_to_zero(amax[name])
     }
@@ -191,11 +191,13 @@ def _rounds_to_zero(reach: Any) -> Any:
 
 
 def _float16_scale(reach: Any) -> Any:
-    """Never zero, which nothing can be divided by."""
-    return np.maximum(np.asarray(reach) / INT8_MAX, float(np.finfo(np.float16).smallest_subnormal))
+    """The least float16 that reaches all of it: nothing is clipped, and nothing divided by zero."""
+    wanted = np.asarray(reach) / INT8_MAX
+    rounded = wanted.astype(np.float16)
+    return np.where(rounded < wanted, np.nextafter(rounded, np.float16(np.inf)), rounded)
 
 
-def _exact(scale: npt.NDArray[np.float64]) -> dict[str, Any]:
+def _exact(scale: npt.NDArray[np.float16]) -> dict[str, Any]:
     return {"scale": np.array(scale, np.float16), "zero_point": np.array(0, np.int8)}
 
 

@@ -19,7 +19,7 @@ import numpy as np
 import numpy.typing as npt
 
 from posekit.calibration.nodes import OP_TYPES, weighted_nodes, with_node_names
-from posekit.runtime.backends.ort import imported_onnxruntime
+from posekit.calibration.sessions import reference_session
 from posekit.runtime.errors import CalibrationError, PrecisionError
 from posekit.runtime.tensor import Feed
 
@@ -78,7 +78,7 @@ def calibrate(model: ModelProto | Path, feeds: Callable[[], Iterable[Feed]], met
     """
     row = method_named(method)
     named = with_node_names(_loaded(model))
-    tensors = sorted({node.activation for node in weighted_nodes(named)})
+    tensors = list(dict.fromkeys(node.activation for node in weighted_nodes(named)))
     if not tensors:
         raise PrecisionError(
             "graph to calibrate",
@@ -89,7 +89,7 @@ def calibrate(model: ModelProto | Path, feeds: Callable[[], Iterable[Feed]], met
     extremes, batches = _extremes(named, tensors, feeds())
     histograms = {} if row.amax is None else _histograms(named, extremes, feeds())
     ranges = {}
-    for name, (low, high) in extremes.items():
+    for name, (low, high) in sorted(extremes.items()):
         reach = max(-low, high)
         amax = reach if row.amax is None or not reach else row.amax(histograms[name], low, high)
         ranges[name] = TensorRange(amax, low, high, _clipped(histograms[name], amax) if name in histograms else 0.0)
@@ -148,10 +148,8 @@ def _check_finite(tensors: Sequence[str], extremes: npt.NDArray[np.float64], bat
 
 @contextmanager
 def _minmax_session(model: ModelProto, tensors: Sequence[str]) -> Iterator[Any]:
-    """ONNX Runtime's calibrator puts ReduceMin and ReduceMax behind the tensors; its session gives these numbers."""
+    """ONNX Runtime's calibrator puts ReduceMin and ReduceMax behind the tensors; these are what is asked for."""
     import onnx
-
-    imported_onnxruntime()
     from onnxruntime.quantization.calibrate import MinMaxCalibrater
 
     class OfThese(MinMaxCalibrater):  # type: ignore[misc]
@@ -161,10 +159,10 @@ def _minmax_session(model: ModelProto, tensors: Sequence[str]) -> Iterator[Any]:
     with tempfile.TemporaryDirectory(prefix="posekit-ranges-") as folder:
         path = Path(folder) / "graph.onnx"
         onnx.save(model, str(path))
-        calibrator = OfThese(path, augmented_model_path=str(Path(folder) / "augmented.onnx"))
+        augmented = Path(folder) / "augmented.onnx"
+        calibrator = OfThese(path, augmented_model_path=str(augmented))
         calibrator.augment_graph()
-        calibrator.create_inference_session()
-        yield calibrator.infer_session
+        yield reference_session(augmented, optimised=False)
 
 
 # Second pass.
@@ -176,6 +174,8 @@ def _histograms(
     """One per tensor that is not zero throughout, over -reach .. reach."""
     reaches = {name: max(-low, high) for name, (low, high) in extremes.items() if low or high}
     counts = {name: np.zeros(BINS, np.int64) for name in reaches}
+    if not reaches:
+        return {}
     session = _tapped_session(model, list(reaches))
     for feed in feeds:
         for name, values in zip(reaches, session.run(list(reaches), dict(feed)), strict=True):
@@ -189,15 +189,11 @@ def _tapped_session(model: ModelProto, tensors: Sequence[str]) -> Any:
     """A session whose outputs are the tensors themselves, by the same arithmetic as the first pass."""
     import onnx
 
-    onnxruntime = imported_onnxruntime()
     tapped = type(model)()
     tapped.CopyFrom(model)
     del tapped.graph.output[:]
     tapped.graph.output.extend(onnx.ValueInfoProto(name=name) for name in tensors)
-    options = onnxruntime.SessionOptions()
-    options.log_severity_level = 4
-    options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
-    return onnxruntime.InferenceSession(tapped.SerializeToString(), options, providers=["CPUExecutionProvider"])
+    return reference_session(tapped, optimised=False)
 
 
 def _clipped(histogram: Histogram, amax: float) -> float:

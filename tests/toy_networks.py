@@ -32,10 +32,10 @@ def toy_network(half: bool = False, seed: int = 0, **weights: np.ndarray) -> onn
         "stem_w": rng.normal(size=(8, 3, 3, 3)) * 0.4,
         "stem_b": rng.normal(size=8) * 0.1,
         "left_w": rng.normal(size=(8, 8, 3, 3)) * 0.15,
-        "right_w": rng.normal(size=(8, 8, 1, 1)) * 0.3,
+        "right_w": rng.normal(size=(8, 8, 1, 1)) * 0.8,
         "up_w": rng.normal(size=(8, 6, 2, 2)) * 0.3,
         "fc_w": rng.normal(size=(6, 12)) * 0.5,
-        "fc_b": rng.normal(size=12),
+        "fc_b": rng.normal(size=12) * 0.05,
         "fc_transposed_w": rng.normal(size=(10, 12)) * 0.4,
         "project_w": rng.normal(size=(10, 7)) * np.geomspace(0.05, 2, 7),
     }
