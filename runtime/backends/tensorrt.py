@@ -215,8 +215,8 @@ class TensorRtSession:
 
     def _allocate(self, spec: TensorSpec, largest: Sequence[int]) -> _Buffer:
         size = int(np.prod(largest, dtype=np.int64)) * np.dtype(spec.dtype).itemsize
-        buffer = _Buffer(self._driver.allocate(size), self._driver.pinned(size))
-        self._buffers[spec.name] = buffer
+        host = self._driver.pinned(size)  # first: it goes by itself if there is no room for the other
+        self._buffers[spec.name] = buffer = _Buffer(self._driver.allocate(size), host)
         return buffer
 
     def _context(self, shapes: dict[str, tuple[int, ...]], log: Log) -> Any:

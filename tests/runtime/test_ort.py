@@ -10,7 +10,7 @@ from typing import Any, cast
 import numpy as np
 import onnx
 import pytest
-import toy_networks
+import toy_precisions
 from onnx import TensorProto, helper
 
 from posekit.runtime.backends import ort
@@ -145,11 +145,11 @@ def test_a_missing_package_names_the_remedy(monkeypatch: pytest.MonkeyPatch) -> 
 
 @pytest.fixture(scope="module")
 def quantised() -> dict[str, bytes]:
-    ranges = toy_networks.measured_ranges(toy_networks.network(), toy_networks.feed(16, seed=9))
-    return {p: toy_networks.network(p, ranges).SerializeToString() for p in toy_networks.PRECISIONS}
+    ranges = toy_precisions.measured_ranges(toy_precisions.network(), toy_precisions.feed(16, seed=9))
+    return {p: toy_precisions.network(p, ranges).SerializeToString() for p in toy_precisions.PRECISIONS}
 
 
-@pytest.mark.parametrize("precision", toy_networks.PRECISIONS)
+@pytest.mark.parametrize("precision", toy_precisions.PRECISIONS)
 def test_a_graph_gives_its_own_numbers_in_every_precision(quantised: dict[str, bytes], precision: str) -> None:
     """Optimisations may not change what a Q/DQ graph says, whether its scales are FP32 or FP16."""
     import onnxruntime
@@ -158,7 +158,7 @@ def test_a_graph_gives_its_own_numbers_in_every_precision(quantised: dict[str, b
     options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
     options.intra_op_num_threads = 1
     plain = onnxruntime.InferenceSession(quantised[precision], options, providers=["CPUExecutionProvider"])
-    crops = toy_networks.feed(8)
+    crops = toy_precisions.feed(8)
     (wanted,) = plain.run(None, crops)
     got = OrtSession(quantised[precision], threads=1).run(crops)["pose"]
     np.testing.assert_allclose(cast(Any, got), wanted, atol=1e-5)

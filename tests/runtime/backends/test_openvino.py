@@ -11,7 +11,7 @@ import numpy as np
 import numpy.typing as npt
 import onnx
 import pytest
-import toy_networks
+import toy_precisions
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from onnx import TensorProto, helper
@@ -53,8 +53,8 @@ def sum_graph(rows: Any = "batch") -> bytes:
 @pytest.fixture(scope="module")
 def networks() -> dict[str, bytes]:
     """The toy in every precision, with ranges measured on other crops than the tests feed."""
-    ranges = toy_networks.measured_ranges(toy_networks.network(), toy_networks.feed(16, seed=9))
-    return {p: toy_networks.network(p, ranges).SerializeToString() for p in toy_networks.PRECISIONS}
+    ranges = toy_precisions.measured_ranges(toy_precisions.network(), toy_precisions.feed(16, seed=9))
+    return {p: toy_precisions.network(p, ranges).SerializeToString() for p in toy_precisions.PRECISIONS}
 
 
 @pytest.fixture(scope="module")
@@ -74,7 +74,7 @@ def rms(values: Array) -> float:
 @pytest.fixture(scope="module")
 def noise(pairs: dict[str, tuple[Session, Session]]) -> dict[str, float]:
     """What a precision itself costs: its distance from fp32, both on ONNX Runtime; for fp32 a few dozen roundings."""
-    crops = toy_networks.feed(16, seed=5)
+    crops = toy_precisions.feed(16, seed=5)
     exact = pose(pairs["fp32"][1], crops)
     cost = {p: rms(pose(reference, crops) - exact) for p, (_, reference) in pairs.items()}
     return {**cost, "fp32": 100 * ULP * rms(exact)}
@@ -88,9 +88,9 @@ def test_equals_onnx_runtime_whatever_came_before(
 ) -> None:
     for precision, (session, reference) in pairs.items():
         for batch in batches:
-            crops = toy_networks.feed(batch, seed)
+            crops = toy_precisions.feed(batch, seed)
             got, wanted = pose(session, crops), pose(reference, crops)
-            assert got.shape == wanted.shape == (batch, toy_networks.OUTPUTS)
+            assert got.shape == wanted.shape == (batch, toy_precisions.OUTPUTS)
             # Backends round at other places, so some activations fall on the other side of a step; a wrong scale,
             # zero point or axis costs more than the precision itself does.
             assert rms(got - wanted) < noise[precision], precision
@@ -98,11 +98,11 @@ def test_equals_onnx_runtime_whatever_came_before(
 
 def test_the_precisions_of_the_toy_differ(pairs: dict[str, tuple[Session, Session]], noise: dict[str, float]) -> None:
     """Else the law above would compare one network with itself."""
-    signal = rms(pose(pairs["fp32"][1], toy_networks.feed(16, seed=5)))
+    signal = rms(pose(pairs["fp32"][1], toy_precisions.feed(16, seed=5)))
     assert noise["fp32"] < noise["fp16"] < 0.1 * noise["int8"] < 0.1 * signal
 
 
-@pytest.mark.parametrize("precision", toy_networks.PRECISIONS)
+@pytest.mark.parametrize("precision", toy_precisions.PRECISIONS)
 def test_says_what_really_runs(pairs: dict[str, tuple[Session, Session]], precision: str) -> None:
     import openvino
 
@@ -277,7 +277,7 @@ def test_arithmetic_that_the_cpu_lacks_is_refused(networks: dict[str, bytes]) ->
     if "BF16" in openvino.Core().get_property("CPU", "OPTIMIZATION_CAPABILITIES"):
         session = OpenVinoSession(networks["fp32"], threads=1, arithmetic="bf16")
         reference = OrtSession(networks["fp32"], threads=1)
-        crops = toy_networks.feed(3)
+        crops = toy_precisions.feed(3)
         wanted = pose(reference, crops)
         error = rms(pose(session, crops) - wanted) / rms(wanted)
         assert 1e-5 < error < 2e-2  # 8 bits of mantissa: asked for, and really given
