@@ -82,7 +82,7 @@ API: dict[str, tuple[str, ...]] = {
     "ICudaEngine": (
         "create_engine_inspector", "create_execution_context", "num_io_tensors", "get_tensor_name", "get_tensor_mode",
         "get_tensor_dtype", "get_tensor_shape", "get_tensor_location", "get_tensor_profile_shape",
-        "num_optimization_profiles", "device_memory_size_v2",
+        "device_memory_size_v2",
     ),
     "IExecutionContext": (
         "set_input_shape", "get_tensor_shape", "set_tensor_address", "infer_shapes", "execute_async_v3",
@@ -179,26 +179,28 @@ class Log:
         return " ".join(self.texts("ERROR", "INTERNAL_ERROR")) or "no message"
 
 
-_listening = threading.RLock()
+_registering = threading.Lock()
 _loggers: dict[str, Any] = {}
 
 
 @contextmanager
 def listening(module: Any) -> Iterator[Log]:
-    """Collects what the module says in this block; nothing is printed.
+    """Collects what the module says during this block, in any thread; nothing is printed.
 
-    TensorRT keeps the first logger it meets for the whole process, so there is one per module, and one listener at a
-    time: builds and openings of engines wait for each other, which the timing of kernels wants anyway.
+    TensorRT keeps the first logger it meets for the whole process, so there is one per module and every listener hears
+    all of it.
     """
-    with _listening:
+    with _registering:
         logger = _loggers.get(module.__name__)
         if logger is None:
             logger = _loggers[module.__name__] = _logger_class(module)()
-        before, logger.messages = logger.messages, []
-        try:
-            yield Log(logger, logger.messages)
-        finally:
-            logger.messages = before
+        messages: list[Message] = []
+        logger.listeners = (*logger.listeners, messages)
+    try:
+        yield Log(logger, messages)
+    finally:
+        with _registering:
+            logger.listeners = tuple(one for one in logger.listeners if one is not messages)
 
 
 def _logger_class(module: Any) -> Any:
@@ -207,10 +209,11 @@ def _logger_class(module: Any) -> Any:
 
         def __init__(self) -> None:
             module.ILogger.__init__(self)
-            self.messages: list[Message] = []
+            self.listeners: tuple[list[Message], ...] = ()
 
         def log(self, severity: Any, text: str) -> None:
             if severity.name in KEPT or text.startswith(LAYERS):
-                self.messages.append(Message(severity.name, text))
+                for messages in self.listeners:
+                    messages.append(Message(severity.name, text))
 
     return Logger

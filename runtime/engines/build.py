@@ -23,6 +23,7 @@ from posekit.runtime.tensor import TensorSpec
 
 T = TypeVar("T")
 POLL_S = 0.1
+_one_build = threading.Lock()  # of kernels that are timed at the same time, and of lists of layers that are mixed up
 
 
 @dataclass(frozen=True)
@@ -68,7 +69,7 @@ def build_plan(
     row, module = FLAVOURS[options.flavour], tensorrt_module(options.flavour)
     timings = _pinned(timing_cache, options)
     start = time.perf_counter()
-    with listening(module) as log:
+    with _one_build, listening(module) as log:
         builder = _builder(module, log, row.title)
         network = builder.create_network(1 << int(module.NetworkDefinitionCreationFlag.STRONGLY_TYPED))
         parser = _parsed(module, network, onnx, log, row.title)
@@ -190,12 +191,13 @@ def _use_timings(config: Any, timings: bytes, path: Path, log: Log) -> Any:
 
     From bytes that it cannot read TensorRT makes an empty cache and only warns.
     """
-    said = len(log.messages)
     cache = config.create_timing_cache(timings)
-    if cache is None or not config.set_timing_cache(cache, False) or len(log.messages) > said:
+    fits = cache is not None and config.set_timing_cache(cache, False)
+    complaints = [message.text for message in log.messages if "timing cache" in message.text.lower()]
+    if not fits or complaints:
         raise EngineError(
             f"timing cache {path}",
-            got=" ".join(m.text for m in log.messages[said:]) or "one of another GPU or TensorRT",
+            got=" ".join(complaints) or "one of another GPU or TensorRT",
             expected="one made by this TensorRT on this GPU",
             remedy="Remove it; the next build writes a new one.",
         )

@@ -10,13 +10,13 @@ from posekit.runtime.engines.causes import OTHERWISE, remedy_for
 from posekit.runtime.errors import EngineError
 
 HEADER_BYTES = 64  # TensorRT-RTX's Runtime.engine_header_size
-VERSION_AT, SIZE_AT = 24, 16
+LAYOUT_AT, SIZE_AT, VERSION_AT = 4, 16, 24
 REBUILD = "Build it again here: the graph is in the bundle."
 
 
 @dataclass(frozen=True)
 class PlanHeader:
-    """version: of the TensorRT that wrote it.  size: bytes of the whole plan."""
+    """version: of the TensorRT that wrote it, empty where it cannot be read.  size: bytes of the whole plan."""
 
     flavour: FlavourName
     version: tuple[int, ...]
@@ -26,8 +26,8 @@ class PlanHeader:
 def header_of(plan: bytes | memoryview) -> PlanHeader:
     """The header: a tag, then at byte 16 the size, at byte 24 four bytes of version, little-endian.
 
-    The tag and the version of TensorRT's are as trtexec --getPlanVersionOnly reads them; TensorRT-RTX writes the same
-    layout behind its own tag (seen with 1.7.1). Raises EngineError for what is not a plan.
+    The tag and the version of TensorRT's are as trtexec --getPlanVersionOnly reads them, for layout 0, the number at
+    byte 4; TensorRT-RTX writes the same behind its own tag (seen with 1.7.1). Raises EngineError for what is not a plan.
     """
     start = bytes(plan[:HEADER_BYTES])
     flavour = next((name for name, row in FLAVOURS.items() if start.startswith(row.plan_tag)), None)
@@ -39,7 +39,8 @@ def header_of(plan: bytes | memoryview) -> PlanHeader:
             remedy=f"It is not a plan, or only the start of one. {REBUILD}",
         )
     size = int.from_bytes(start[SIZE_AT : SIZE_AT + 8], "little")
-    return PlanHeader(flavour, tuple(start[VERSION_AT : VERSION_AT + 4]), size)
+    known = start[LAYOUT_AT : LAYOUT_AT + 4] == bytes(4)
+    return PlanHeader(flavour, tuple(start[VERSION_AT : VERSION_AT + 4]) if known else (), size)
 
 
 def engine_from_plan(flavour: FlavourName, plan: bytes | memoryview) -> Any:
@@ -80,7 +81,7 @@ def _check_header(flavour: FlavourName, module: Any, plan: bytes | memoryview) -
             f"It is truncated or not one plan. {REBUILD}",
         )
     here = version_of(module)[:3]
-    if header.version[:3] != here:  # posekit builds no version-compatible plans
+    if header.version and header.version[:3] != here:  # posekit builds no version-compatible plans
         written, mine = (".".join(map(str, v)) for v in (header.version, here))
         raise _refused(f"a plan written by {row.title} {written}", f"version {mine}, which is installed", REBUILD)
 
