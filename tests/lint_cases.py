@@ -89,11 +89,12 @@ def _blockwise(activations: bool) -> ModelProto:
     body += "a, b)" if activations else "x, b)"
     model = graph(body, "float[N,197,384] x", "float[N,197,64] y", f"{S}, {Z}", opset=21)
     rng = np.random.default_rng(0)
-    for name, array in {
+    weights: dict[str, np.ndarray[Any, Any]] = {
         "w": rng.integers(-99, 99, (384, 64)).astype(np.int8),
         "v": rng.uniform(0.01, 0.02, (3, 64)).astype(np.float32),
         "o": np.zeros((3, 64), np.int8),
-    }.items():
+    }
+    for name, array in weights.items():
         model.graph.initializer.append(numpy_helper.from_array(array, name))
     return model
 
@@ -157,8 +158,15 @@ def _half(array: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
 
 
 SMALL = np.full(100, 2.0**-16)
-GOOD_CONV = lambda: graph(DQ_CONV.format(axis=0), IMAGE, MAP, f"{S}, {Z}, {CONV_W}")  # noqa: E731
-GOOD_QDQ = lambda: graph(QDQ, constants=f"{S}, {Z}")  # noqa: E731
+
+
+def good_conv() -> ModelProto:
+    return graph(DQ_CONV.format(axis=0), IMAGE, MAP, f"{S}, {Z}, {CONV_W}")
+
+
+def good_qdq() -> ModelProto:
+    return graph(QDQ, constants=f"{S}, {Z}")
+
 
 CASES = (
     Case("invalid-graph", lambda: graph("[a] y = Relu(missing)"), _relu, "", "missing", ort="refuses"),
@@ -173,14 +181,14 @@ CASES = (
     Case("unnamed-node", lambda: graph("y = Relu(x)"), _relu, "", "1 of 1"),
     Case("duplicate-name", lambda: graph("[a] h = Relu(x) [a] y = Relu(h)"), _relu, "a", "2 nodes"),
     # quantisation
-    Case("nonzero-zero-point", lambda: graph(QDQ, constants=f"{S}, int8 z = {{3}}"), GOOD_QDQ, "q", "3 (int8)",
+    Case("nonzero-zero-point", lambda: graph(QDQ, constants=f"{S}, int8 z = {{3}}"), good_qdq, "q", "3 (int8)",
          rtx="refuses", ort="accepts"),
-    Case("uint8-quantised", lambda: graph(QDQ, constants=f"{S}, uint8 z = {{0}}"), GOOD_QDQ, "q", "uint8",
+    Case("uint8-quantised", lambda: graph(QDQ, constants=f"{S}, uint8 z = {{0}}"), good_qdq, "q", "uint8",
          rtx="accepts", ort="accepts"),
     Case("missing-zero-point", lambda: graph("[q] q = QuantizeLinear(x, s) [d] y = DequantizeLinear(q, s)", constants=S),
-         GOOD_QDQ, "q", "none", rtx="accepts", ort="accepts"),
-    Case("variable-zero-point", lambda: graph(QDQ, f"{X}, int8 z", constants=S), GOOD_QDQ, "q", "'z'", rtx="refuses"),
-    Case("bad-scale", lambda: graph(QDQ, constants=f"float s = {{0}}, {Z}"), GOOD_QDQ, "q", "0 (1 of 1 wrong)",
+         good_qdq, "q", "none", rtx="accepts", ort="accepts"),
+    Case("variable-zero-point", lambda: graph(QDQ, f"{X}, int8 z", constants=S), good_qdq, "q", "'z'", rtx="refuses"),
+    Case("bad-scale", lambda: graph(QDQ, constants=f"float s = {{0}}, {Z}"), good_qdq, "q", "0 (1 of 1 wrong)",
          rtx="refuses"),
     Case("int32-dequantize", lambda: graph(BIAS_CONV.format(bias="DequantizeLinear(b32, r, p)"), IMAGE, MAP,
          f"{S}, {Z}, {CONV_W}, int32[2] b32 = {{1,2}}, float r = {{0.01}}, int32 p = {{0}}"),
@@ -189,11 +197,11 @@ CASES = (
     Case("quantised-type", lambda: graph(QDQ, constants=f"{S}, uint16 z = {{0}}", opset=21),
          lambda: graph(QDQ, constants=f"{S}, {Z}", opset=21), "q", "uint16", ("tensorrt-11", "tensorrt-rtx"),
          rtx="refuses"),
-    Case("scale-dtype", lambda: graph(QDQ, "float16[N,4] x", constants=f"{S}, {Z}"), GOOD_QDQ, "q",
+    Case("scale-dtype", lambda: graph(QDQ, "float16[N,4] x", constants=f"{S}, {Z}"), good_qdq, "q",
          "float for float16 values", rtx="accepts", ort="refuses"),
     Case("fp16-scale-opset", lambda: graph(QDQ, "float16[N,4] x", "float16[N,4] y", HALF, opset=13),
          lambda: graph(QDQ, "float16[N,4] x", "float16[N,4] y", HALF), "q", "opset 13", rtx="accepts", ort="refuses"),
-    Case("weight-axis", lambda: graph(DQ_CONV.format(axis=1), IMAGE, MAP, f"{S}, {Z}, {CONV_W}"), GOOD_CONV, "e",
+    Case("weight-axis", lambda: graph(DQ_CONV.format(axis=1), IMAGE, MAP, f"{S}, {Z}, {CONV_W}"), good_conv, "e",
          "axis 1 of Conv weights", rtx="accepts"),
     Case("blockwise-activations", lambda: _blockwise(True), lambda: _per_column(True), "e", "blocks of 128",
          ("tensorrt-rtx",), rtx="refuses"),
@@ -219,7 +227,7 @@ CASES = (
          constants=f"{S}, {Z}"), lambda: graph("[m] y = MatMul(x, k)", "float[N,4] x, float[4,4] k"), "m", "both sides",
          rtx="accepts"),
     Case("qdq-pair", lambda: graph("[q] q = QuantizeLinear(x, s, z) [d] y = DequantizeLinear(q, t, z)",
-         constants=f"{S}, {Z}, float t = {{0.2}}"), GOOD_QDQ, "d", "scale 0.1 against 0.2", rtx="accepts", ort="accepts"),
+         constants=f"{S}, {Z}, float t = {{0.2}}"), good_qdq, "d", "scale 0.1 against 0.2", rtx="accepts", ort="accepts"),
     Case("onnxruntime-fp16-scales", lambda: half_conv(True), lambda: half_conv(False), "c", "bias", rtx="accepts",
          ort="accepts"),
     # types and numbers

@@ -17,13 +17,14 @@ TOPK_LIMIT = 3840  # operators.md: K less than that; tensorrt.md 3.1: RTX builds
 GRID_RANK = 4
 
 # No TensorRT has them (operators.md, "N"); integer ones are rows of their own rule.
-NOWHERE = frozenset(
-    "AffineGrid Bernoulli BitShift BitwiseAnd BitwiseNot BitwiseOr BitwiseXor CenterCropPad Col2Im Compress "
-    "ConcatFromSequence DFT Det ImageDecoder MaxRoiPool MaxUnpool MelWeightMatrix Multinomial "
-    "NegativeLogLikelihoodLoss Optional OptionalGetElement OptionalHasElement RegexFullMatch SequenceAt "
-    "SequenceConstruct SequenceEmpty SequenceErase SequenceInsert SequenceLength SequenceMap "
-    "SoftmaxCrossEntropyLoss SplitToSequence StringConcat StringNormalizer StringSplit TfIdfVectorizer Unique".split()
-)
+NOWHERE = (
+    "AffineGrid", "Bernoulli", "BitShift", "BitwiseAnd", "BitwiseNot", "BitwiseOr", "BitwiseXor", "CenterCropPad",
+    "Col2Im", "Compress", "ConcatFromSequence", "DFT", "Det", "ImageDecoder", "MaxRoiPool", "MaxUnpool",
+    "MelWeightMatrix", "Multinomial", "NegativeLogLikelihoodLoss", "Optional", "OptionalGetElement",
+    "OptionalHasElement", "RegexFullMatch", "SequenceAt", "SequenceConstruct", "SequenceEmpty", "SequenceErase",
+    "SequenceInsert", "SequenceLength", "SequenceMap", "SoftmaxCrossEntropyLoss", "SplitToSequence", "StringConcat",
+    "StringNormalizer", "StringSplit", "TfIdfVectorizer", "Unique",
+)  # fmt: skip
 # Missing in some only: RTX by builds (tensorrt.md 3.1), 10.3 by the change log (windows 10.4, STFT 10.5).
 SOMEWHERE: dict[str, tuple[str, ...]] = {
     "NonMaxSuppression": RTX,
@@ -34,7 +35,7 @@ SOMEWHERE: dict[str, tuple[str, ...]] = {
     "HannWindow": TENSORRT[:1],
     "STFT": TENSORRT[:1],
 }
-UNSUPPORTED: dict[str, tuple[str, ...]] = {**dict.fromkeys(sorted(NOWHERE), NVIDIA), **SOMEWHERE}
+UNSUPPORTED: dict[str, tuple[str, ...]] = {**dict.fromkeys(NOWHERE, NVIDIA), **SOMEWHERE}
 INSTEAD: dict[str, str] = {
     "NonMaxSuppression": "fixed-size boxes and scores, suppressed on the host",
     "NonZero": "a product with a mask of fixed size",
@@ -79,7 +80,7 @@ def custom_operator(graph: TypedGraph) -> Iterator[Fault]:
         domain = node.proto.domain
         if domain in STANDARD:
             continue
-        targets = () if node.op_type in known else NVIDIA
+        targets: tuple[str, ...] = () if node.op_type in known else NVIDIA
         targets += () if domain.startswith(MICROSOFT) else ("onnxruntime-cpu", "openvino")
         if targets:
             yield Fault(node, f"{domain}.{node.op_type}", targets=targets)

@@ -22,7 +22,7 @@ OPSETS: dict[str, tuple[int, int]] = {
     "tensorrt-rtx": (7, 27),
 }
 IR_VERSION = 10  # onnxruntime issue 23602: 1.20 stops there; posekit runs on 1.18 and later
-PACKED_BITS = {TensorProto.UINT4: 4, TensorProto.INT4: 4, TensorProto.FLOAT4E2M1: 4}
+PACKED_BITS: dict[int, int] = {TensorProto.UINT4: 4, TensorProto.INT4: 4, TensorProto.FLOAT4E2M1: 4}
 
 
 def opset_range(graph: TypedGraph) -> Iterator[Fault]:
@@ -91,11 +91,11 @@ def damaged_tensor(graph: TypedGraph) -> Iterator[Fault]:
 
 
 def _bytes_of(tensor: TensorProto) -> int:
-    count = prod(tensor.dims)
+    count: int = prod(tensor.dims)
     if tensor.data_type in PACKED_BITS:
         return (count * PACKED_BITS[tensor.data_type] + 7) // 8
     try:
-        return count * np.dtype(helper.tensor_dtype_to_np_dtype(tensor.data_type)).itemsize
+        return int(count * np.dtype(helper.tensor_dtype_to_np_dtype(tensor.data_type)).itemsize)
     except (KeyError, TypeError, ValueError):
         return len(tensor.raw_data)  # strings and unknown types: their own checks
 

@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import onnx
+import onnx.inliner
 from google.protobuf.message import EncodeError, Message  # type: ignore[import-untyped]
 from onnx import AttributeProto, GraphProto, ModelProto, NodeProto, TensorProto, ValueInfoProto
 from onnx.external_data_helper import load_external_data_for_tensor
@@ -168,7 +169,7 @@ class TypedGraph:
                 load_external_data_for_tensor(loaded, str(self.folder))
                 tensor = loaded
             return onnx.numpy_helper.to_array(tensor)
-        except Exception:  # onnx raises whatever the damage leads to
+        except Exception:  # noqa: BLE001 - onnx raises whatever the damage leads to
             return None
 
 
@@ -196,7 +197,7 @@ def dtype_name(dtype: int | None) -> str:
     if dtype is None:
         return "unknown"
     known = TensorProto.DataType.values()
-    return str(TensorProto.DataType.Name(dtype)).lower() if dtype in known else f"type {dtype}"  # type: ignore[arg-type]
+    return str(TensorProto.DataType.Name(dtype)).lower() if dtype in known else f"type {dtype}"
 
 
 def _check(light: ModelProto) -> None:

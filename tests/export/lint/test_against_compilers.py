@@ -97,7 +97,7 @@ def loads(model: ModelProto) -> bool:
     options.intra_op_num_threads = 1
     try:
         onnxruntime.InferenceSession(model.SerializeToString(), options, providers=["CPUExecutionProvider"])
-    except Exception:  # its exceptions have no root of their own
+    except Exception:  # noqa: BLE001 - its exceptions have no root of their own
         return False
     return True
 
