@@ -16,6 +16,8 @@ import numpy as np
 import onnxruntime
 from simulated_cuda import Operation, SimulatedCuda, Violation
 
+from posekit.runtime.engines.api import API
+
 NAMES: dict[str, dict[str, Any]] = json.loads((Path(__file__).parent / "golden" / "trt_api_names.json").read_text())
 VERSIONS = tuple(NAMES)
 KINDS = {
@@ -37,14 +39,15 @@ def module(version: str) -> Any:
 
 
 class _Listed:
-    """Public names that the version does not list do not exist."""
+    """Public names that the version does not list do not exist, nor those that posekit does not say it uses."""
 
     _class_name = ""
     _version = ""
 
     def __getattribute__(self, name: str) -> Any:
-        if not name.startswith("_") and name not in NAMES[self._version][self._class_name]:
-            raise AttributeError(f"TensorRT {self._version} has no {self._class_name}.{name}")
+        kind = object.__getattribute__(self, "_class_name")
+        if not name.startswith("_") and name not in set(NAMES[self._version][kind]) & set(API[kind]):
+            raise AttributeError(f"TensorRT {self._version} has no {kind}.{name}, or it is not in API")
         return object.__getattribute__(self, name)
 
 

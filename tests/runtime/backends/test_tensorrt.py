@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import gc
 import threading
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, cast
 
@@ -18,10 +18,16 @@ from onnx import TensorProto, helper
 from simulated_cuda import SimulatedCuda, Violation
 from simulated_tensorrt import VERSIONS, Engine, module
 
+from posekit.runtime import cuda
 from posekit.runtime.backends import tensorrt
 from posekit.runtime.backends.ort import OrtSession
 from posekit.runtime.backends.tensorrt import TensorRtSession
+from posekit.runtime.engines import api
+from posekit.runtime.engines.build import BuildReport, BuiltPlan
+from posekit.runtime.engines.cache import Device, EngineCache
+from posekit.runtime.engines.options import BuildOptions
 from posekit.runtime.errors import BackendError, EngineError, SpecError
+from posekit.runtime.estimator import CROPS_AT_ONCE
 from posekit.runtime.tensor import TensorSpec
 
 Array = npt.NDArray[Any]
@@ -184,7 +190,6 @@ def test_a_bank_that_is_gone_is_given_back_with_what_was_captured_for_it() -> No
         for value in range(6):
             y = session.run({"x": x_of(1), "bank": bank_of(value)})["y"]
             np.testing.assert_array_equal(y, x_of(1, 1 + value))
-            gc.collect()
             assert len(cuda.memory) <= kept + 1
             assert len(cuda.graphs) <= 2
 
@@ -384,6 +389,63 @@ def test_axes_of_unknown_range_are_refused() -> None:
     assert list(tensorrt._profiles(both)[0]) == ["batch", "views"]
 
 
+class Builds:
+    """Stands for the builder: a plan is the graph, and opening it gives a simulated engine."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch, cuda: SimulatedCuda) -> None:
+        self.options: list[BuildOptions] = []
+        monkeypatch.setattr(tensorrt, "build_plan", self.build)
+        monkeypatch.setattr(tensorrt, "engine_from_plan", lambda flavour, plan: Engine(SOME, plan, TOY_RANGES, cuda))
+        monkeypatch.setattr(api, "tensorrt_module", lambda flavour: module(SOME))
+
+    def build(self, graph: bytes, inputs: Any, options: BuildOptions) -> BuiltPlan:
+        self.options.append(options)
+        return BuiltPlan(bytes(graph), BuildReport("Simulation", SOME, 0.1, len(graph), "0" * 64, ()))
+
+
+def test_an_engine_is_built_once_per_gpu_and_kept(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, reference: OrtSession
+) -> None:
+    specs, cache, crops = (reference.inputs, reference.outputs), EngineCache(tmp_path), toy_precisions.feed(2)
+    one, other = SimulatedCuda(), SimulatedCuda()
+    other.device = replace(other.device, name="Another GPU", sm=89)
+    built = []
+    for driver in (one, one, other):
+        builds = Builds(monkeypatch, driver)
+        session = tensorrt.open_session(TOY, *specs, "tensorrt", driver=driver, cache=cache)
+        np.testing.assert_array_equal(session.run(crops)["pose"], reference.run(crops)["pose"])
+        session.close()
+        built.append(len(builds.options))
+    assert built == [1, 0, 1]
+    assert {entry.record.key.device for entry in cache.entries()} == {
+        Device("Simulated GPU", "8.7", tensorrt._l4t(tensorrt.L4T_RELEASE)),
+        Device("Another GPU", "8.9", tensorrt._l4t(tensorrt.L4T_RELEASE)),
+    }
+
+
+def test_rtx_compiles_for_the_gpu_that_is_there(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, reference: OrtSession
+) -> None:
+    gpu = SimulatedCuda()
+    builds = Builds(monkeypatch, gpu)
+    specs = (reference.inputs, reference.outputs)
+    tensorrt.open_session(TOY, *specs, "rtx", driver=gpu, cache=EngineCache(tmp_path)).close()
+    (options,) = builds.options
+    assert options.compute_capabilities == (87,)
+    assert options.profiles[0]["batch"].max >= CROPS_AT_ONCE
+
+
+def test_without_a_gpu_nothing_is_built(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    def no_gpu() -> Any:
+        raise BackendError("CUDA", got="no libcuda", expected="an NVIDIA driver", remedy="Install it.")
+
+    builds = Builds(monkeypatch, SimulatedCuda())
+    monkeypatch.setattr(cuda, "open_driver", no_gpu)
+    with pytest.raises(BackendError, match="no libcuda"):
+        tensorrt.open_session(TOY, (), (), "tensorrt", cache=EngineCache(tmp_path))
+    assert not builds.options
+
+
 @pytest.fixture(params=["tensorrt", "rtx"])
 def flavour(request: pytest.FixtureRequest) -> Any:
     why_not = tensorrt.missing(request.param)
@@ -395,8 +457,6 @@ def flavour(request: pytest.FixtureRequest) -> Any:
 @pytest.mark.gpu
 @pytest.mark.parametrize("precision", toy_precisions.PRECISIONS)
 def test_on_a_real_gpu(flavour: Any, precision: str, tmp_path: Path) -> None:
-    from posekit.runtime.engines.cache import EngineCache
-
     ranges = toy_precisions.measured_ranges(toy_precisions.network(), toy_precisions.feed(16, seed=9))
     graph = toy_precisions.network(precision, ranges).SerializeToString()
     reference = OrtSession(graph, threads=1)
