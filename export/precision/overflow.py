@@ -63,11 +63,11 @@ def overflow_probe(source: GraphSource, feeds: Iterable[Feed]) -> OverflowReport
     return OverflowReport(crops, watch.largest)
 
 
-class _Watch(TorchDispatchMode):
+class _Watch(TorchDispatchMode):  # type: ignore[no-untyped-call]
     """Records the values of every tensor of the stand-in's type, under the layer that makes it."""
 
     def __init__(self) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]
         self.layers: list[str] = []
         self.largest: dict[str, float] = {}
 
