@@ -196,7 +196,7 @@ def _neighbour_correlation(grey: Array) -> float:
 
 def _distinct(thumbnails: list[Array]) -> int:
     """How many are left when each that is near an earlier one that was kept is dropped."""
-    rows = np.array(thumbnails, dtype=np.float32).reshape(len(thumbnails), -1)
+    rows = np.array(thumbnails, dtype=np.float32).reshape(-1, THUMBNAIL_PX * THUMBNAIL_PX * 3)
     kept = np.empty_like(rows)
     count = 0
     for row in rows:

@@ -77,7 +77,7 @@ def toy_network(half: bool = False, seed: int = 0, **weights: np.ndarray) -> onn
             helper.make_tensor_value_info("features", T.FLOAT, ["batch", 7]),
             helper.make_tensor_value_info("turned", T.FLOAT, ["batch", 3, 3]),
         ],
-        [onnx.numpy_helper.from_array(value, name) for name, value in (made | constants).items()],
+        [onnx.numpy_helper.from_array(np.asarray(value), name) for name, value in (made | constants).items()],
     )
     model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 19)], ir_version=9, producer_name="toy")
     onnx.checker.check_model(model, full_check=True)

@@ -35,7 +35,8 @@ def by_name(model: onnx.ModelProto) -> dict[str, onnx.NodeProto]:
 
 
 def producer(model: onnx.ModelProto, tensor: str) -> onnx.NodeProto:
-    return next(node for node in model.graph.node if tensor in node.output)
+    found: onnx.NodeProto = next(node for node in model.graph.node if tensor in node.output)
+    return found
 
 
 @pytest.mark.parametrize("half", [False, True])

@@ -145,6 +145,6 @@ def test_memory_does_not_grow_with_the_number_of_crops() -> None:
     """NumPy reports its buffers to tracemalloc: one batch of tensors is about 1 MB here, 32 batches would be 32."""
     _peak_bytes(scenes(8))  # imports
     few, table = _peak_bytes(scenes(8))
-    many, longer = _peak_bytes(Recorded(scenes(8).pictures * 32))
+    many, longer = _peak_bytes(Recorded([*scenes(8).pictures] * 32))
     assert (table.batches, longer.batches) == (1, 32)
     assert many < 1.5 * few
