@@ -241,8 +241,9 @@ CASES = (
     Case("unsupported-dtype", lambda: graph("[a] h = Cast<to=5>(x) [b] y = Cast<to=1>(h)"),
          lambda: graph("[a] h = Cast<to=6>(x) [b] y = Cast<to=1>(h)"), "a", "int16", rtx="refuses", ort="accepts"),
     Case("uint8-inside", lambda: graph("[t] t = Transpose<perm=[0,3,1,2]>(x) [c] y = Cast<to=1>(t)", "uint8[N,4,4,3] x",
-         "float[N,3,4,4] y"), lambda: graph("[c] t = Cast<to=1>(x) [t] y = Transpose<perm=[0,3,1,2]>(t)",
-         "uint8[N,4,4,3] x", "float[N,3,4,4] y"), "t", "Transpose of uint8", rtx="refuses", ort="accepts"),
+         "float[N,3,4,4] y"), lambda: graph("[c] t = Cast<to=1>(x) [s] s = Shape<start=0, end=1>(x)"
+         " [o] o = Concat<axis=0>(s, r) [e] y = Reshape(t, o)", "uint8[N,4,4,3] x", "float[N,48] y",
+         "int64[1] r = {48}"), "t", "Transpose of uint8", rtx="refuses", ort="accepts"),
     Case("fp16-sensitive", lambda: graph("[a] y = Softmax(x)", "float16[N,4] x", "float16[N,4] y"),
          lambda: graph("[c] h = Cast<to=1>(x) [a] k = Softmax(h) [d] y = Cast<to=10>(k)", "float16[N,4] x",
          "float16[N,4] y"), "a", "Softmax", rtx="accepts"),

@@ -18,7 +18,7 @@ FLOAT16_MAX = 65504.0
 FLOAT16_TINY = 2.0**-14  # the least with all its digits
 DENORMAL_SHARE, DENORMAL_COUNT = 0.1, 64
 NOT_IN_TENSORRT = (T.INT16, T.UINT16, T.UINT32, T.UINT64, T.STRING, T.COMPLEX64, T.COMPLEX128)
-CASTS = ("Cast", "CastLike")
+READS_UINT8 = ("Cast", "CastLike", "Shape", "Size")
 
 # Operators whose float16 loses what poses need, the argument it is about, and why. tensorrt.md 4.5.
 WANTS_FLOAT32: dict[str, tuple[int, str]] = {
@@ -108,7 +108,7 @@ def uint8_inside(graph: TypedGraph) -> Iterator[Fault]:
     for node in graph.nodes:
         if node.op_type in QDQ:
             continue
-        reads = node.op_type not in CASTS and any(node.dtype(name) == T.UINT8 for name in node.proto.input)
+        reads = node.op_type not in READS_UINT8 and any(node.dtype(name) == T.UINT8 for name in node.proto.input)
         if reads or any(node.dtype(name) == T.UINT8 and name not in ends for name in node.outputs):
             yield Fault(node, f"{node.op_type} of uint8")
 
