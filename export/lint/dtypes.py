@@ -15,7 +15,6 @@ from posekit.export.lint.quantisation import QDQ
 from posekit.export.lint.typed_graph import Node, TypedGraph, dtype_name, finite_constant
 
 FLOAT16_MAX = 65504.0
-FLOAT16_TINY = 2.0**-14  # the least with all its digits
 DENORMAL_SHARE, DENORMAL_COUNT = 0.1, 64
 NOT_IN_TENSORRT = (T.INT16, T.UINT16, T.UINT32, T.UINT64, T.STRING, T.COMPLEX64, T.COMPLEX128)
 READS_UINT8 = ("Cast", "CastLike", "Shape", "Size")
@@ -146,35 +145,23 @@ def fp16_overflow(graph: TypedGraph) -> Iterator[Fault]:
 
 def nan_constant(graph: TypedGraph) -> Iterator[Fault]:
     """IEEE 754: a NaN in a weight makes every output that reads it NaN."""
-    for name, array in _float_constants(graph):
-        count = int(np.isnan(array).sum())
-        if count:
-            yield Fault(name, f"{count} NaN of {array.size}")
+    for row in graph.float_constants:
+        if row.nan:
+            yield Fault(row.name, f"{row.nan} NaN of {row.size}")
 
 
 def inf_constant(graph: TypedGraph) -> Iterator[Fault]:
     """IEEE 754: inf - inf and 0 inf are NaN; in float16 it is mostly a weight that overflowed."""
-    for name, array in _float_constants(graph):
-        count = int(np.isinf(array).sum())
-        if count:
-            yield Fault(name, f"{count} infinite of {array.size} ({array.dtype})")
+    for row in graph.float_constants:
+        if row.inf:
+            yield Fault(row.name, f"{row.inf} infinite of {row.size} ({row.dtype})")
 
 
 def fp16_denormals(graph: TypedGraph) -> Iterator[Fault]:
     """IEEE 754: below 2^-14 a float16 loses one digit per halving."""
-    for name, array in _float_constants(graph):
-        if array.dtype == np.float16 and array.size >= DENORMAL_COUNT:
-            small = int(np.count_nonzero((array != 0) & (np.abs(array) < FLOAT16_TINY)))
-            if small > DENORMAL_SHARE * np.count_nonzero(array):
-                yield Fault(name, f"{small} of {array.size} below 6.1e-5")
-
-
-def _float_constants(graph: TypedGraph) -> Iterator[tuple[str, np.ndarray]]:
-    for name, tensor in graph.tensors:
-        if tensor.data_type in (T.FLOAT, T.FLOAT16, T.DOUBLE):
-            array = graph.array(tensor)
-            if array is not None:
-                yield name, array
+    for row in graph.float_constants:
+        if row.size >= DENORMAL_COUNT and row.small > DENORMAL_SHARE * row.nonzero:
+            yield Fault(row.name, f"{row.small} of {row.size} below 6.1e-5")
 
 
 RULES = (

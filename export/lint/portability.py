@@ -49,7 +49,7 @@ def unused_domain(graph: TypedGraph) -> Iterator[Fault]:
 
 def model_size(graph: TypedGraph) -> Iterator[Fault]:
     """protobuf: a message has at most 2 GB."""
-    outside = sum(_bytes_of(t) for _, t in graph.tensors if t.data_location == TensorProto.EXTERNAL)
+    outside = sum(_bytes_of(t) or 0 for _, t in graph.tensors if t.data_location == TensorProto.EXTERNAL)
     try:
         inside = graph.model.ByteSize()
     except EncodeError:
@@ -83,21 +83,24 @@ def damaged_tensor(graph: TypedGraph) -> Iterator[Fault]:
     for name, tensor in graph.tensors:
         if tensor.data_location == TensorProto.EXTERNAL:
             continue
-        wanted = _bytes_of(tensor)
-        if tensor.HasField("raw_data") and len(tensor.raw_data) != wanted:
+        wanted = _bytes_of(tensor) if tensor.HasField("raw_data") else None
+        if wanted is None:
+            if graph.array(tensor) is None:
+                yield Fault(name, f"unreadable {dtype_name(tensor.data_type)} values")
+        elif len(tensor.raw_data) != wanted:
             yield Fault(name, f"{len(tensor.raw_data)} bytes", f"{wanted} bytes of {dtype_name(tensor.data_type)}")
-        elif graph.array(tensor) is None:
-            yield Fault(name, f"unreadable {dtype_name(tensor.data_type)} values")
 
 
-def _bytes_of(tensor: TensorProto) -> int:
+def _bytes_of(tensor: TensorProto) -> int | None:
+    """What its shape and type take; None for strings and types that ONNX does not have."""
     count: int = prod(tensor.dims)
     if tensor.data_type in PACKED_BITS:
         return (count * PACKED_BITS[tensor.data_type] + 7) // 8
     try:
-        return int(count * np.dtype(helper.tensor_dtype_to_np_dtype(tensor.data_type)).itemsize)
+        dtype = np.dtype(helper.tensor_dtype_to_np_dtype(tensor.data_type))
     except (KeyError, TypeError, ValueError):
-        return len(tensor.raw_data)  # strings and unknown types: their own checks
+        return None
+    return None if dtype.kind == "O" else count * dtype.itemsize
 
 
 def unnamed_node(graph: TypedGraph) -> Iterator[Fault]:

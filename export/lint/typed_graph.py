@@ -26,6 +26,8 @@ Array = npt.NDArray[Any]
 Shape = tuple[int | str, ...]  # a str is a dynamic axis
 
 STANDARD = ("", "ai.onnx")
+FLOATS = (TensorProto.FLOAT, TensorProto.FLOAT16, TensorProto.DOUBLE)
+FLOAT16_TINY = 2.0**-14  # the least with all its digits
 INLINE_BYTES = 1 << 10  # larger weights play no part in types and shapes, and are kept out of onnx's copies
 UNFOLDABLE = {"If", "Loop", "Scan", "RandomNormal", "RandomNormalLike", "RandomUniform", "RandomUniformLike",
               "Bernoulli", "Multinomial"}  # fmt: skip
@@ -121,6 +123,19 @@ class Node:
         return next((a.s.decode(errors="replace") for a in self.proto.attribute if a.name == name), default)
 
 
+@dataclass(frozen=True)
+class Census:
+    """The numbers of one float constant, counted. small: float16 other than 0 below 2^-14, its last full digit."""
+
+    name: str
+    dtype: str
+    size: int
+    nonzero: int
+    nan: int
+    inf: int
+    small: int
+
+
 @dataclass(eq=False)
 class TypedGraph:
     """invalid: the ONNX checker's words about a graph that breaks the standard; untyped: those of type inference.
@@ -157,6 +172,16 @@ class TypedGraph:
         """All constants by name, of all scopes."""
         for scope in self.scopes:
             yield from scope.tensors.items()
+
+    @cached_property
+    def float_constants(self) -> tuple[Census, ...]:
+        """Each read once: they are most of a file."""
+        found = []
+        for name, tensor in self.tensors:
+            array = self.array(tensor) if tensor.data_type in FLOATS else None
+            if array is not None:
+                found.append(_census(name, array))
+        return tuple(found)
 
     def array(self, tensor: TensorProto) -> Array | None:
         """Its numbers; None if they are damaged or not at hand."""
@@ -331,6 +356,13 @@ def _note_foldable(scope: Scope) -> None:
             known = known or (shape is not None and all(isinstance(size, int) for size in shape))
         if known and node.op_type not in UNFOLDABLE:
             scope.foldable.update(name for name in node.outputs if name)
+
+
+def _census(name: str, array: Array) -> Census:
+    nan, inf = (int(np.count_nonzero(test(array))) for test in (np.isnan, np.isinf))
+    half = array.dtype == np.float16
+    small = int(np.count_nonzero((array != 0) & (np.abs(array) < FLOAT16_TINY))) if half else 0
+    return Census(name, str(array.dtype), array.size, int(np.count_nonzero(array)), nan, inf, small)
 
 
 def _words(step: Any) -> str | None:
