@@ -1,6 +1,6 @@
 """Rules about operators: which of them a target has, and which of their modes.
 
-Sources: onnx-tensorrt docs/operators.md of 10.15 and docs/Changelog.md; tensorrt.md 3.1 for TensorRT-RTX 1.7.1, whose
+Sources: onnx-tensorrt docs/operators.md of 10.15 and docs/Changelog.md; builds with TensorRT-RTX 1.7.1, whose
 parser a test asks about every row here.
 """
 
@@ -11,9 +11,10 @@ from collections.abc import Iterator
 from onnx import TensorProto as T
 
 from posekit.export.lint.finding import NVIDIA, RTX, TENSORRT, Fault, Rule
-from posekit.export.lint.typed_graph import STANDARD, TypedGraph, dtype_name
+from posekit.export.lint.inferred import STANDARD
+from posekit.export.lint.typed_graph import TypedGraph, dtype_name
 
-TOPK_LIMIT = 3840  # operators.md: K less than that; tensorrt.md 3.1: RTX builds 3840 and fails at 3841
+TOPK_LIMIT = 3840  # operators.md: K less than that; RTX 1.7.1 builds 3840 and fails at 3841
 GRID_RANK = 4
 
 # No TensorRT has them (operators.md, "N"); integer ones are rows of their own rule.
@@ -25,7 +26,7 @@ NOWHERE = (
     "SequenceInsert", "SequenceLength", "SequenceMap", "SoftmaxCrossEntropyLoss", "SplitToSequence", "StringConcat",
     "StringNormalizer", "StringSplit", "TfIdfVectorizer", "Unique",
 )  # fmt: skip
-# Missing in some only: RTX by builds (tensorrt.md 3.1), 10.3 by the change log (windows 10.4, STFT 10.5).
+# Missing in some only: RTX by builds, 10.3 by the change log (windows 10.4, STFT 10.5).
 SOMEWHERE: dict[str, tuple[str, ...]] = {
     "NonMaxSuppression": RTX,
     "NonZero": RTX,
@@ -68,13 +69,13 @@ def unsupported_operator(graph: TypedGraph) -> Iterator[Fault]:
 
 
 def integer_operator(graph: TypedGraph) -> Iterator[Fault]:
-    """operators.md; tensorrt.md 3.1: files in ONNX Runtime's QOperator and dynamic formats never run on TensorRT."""
+    """operators.md: files in ONNX Runtime's QOperator and dynamic formats never run on TensorRT."""
     for node in graph.of(*INTEGER):
         yield Fault(node, node.op_type)
 
 
 def custom_operator(graph: TypedGraph) -> Iterator[Fault]:
-    """tensorrt.md 1.2: RTX has no plugins, TensorRT needs one. The parser looks at the name alone (tests)."""
+    """The API: RTX has no plugins, TensorRT needs one. The parser looks at the name alone (tests)."""
     known = {name for name, _ in _standard_operators()}
     for node in graph.nodes:
         domain = node.proto.domain
@@ -93,7 +94,7 @@ def _standard_operators() -> Iterator[tuple[str, int]]:
 
 
 def roi_align(graph: TypedGraph) -> Iterator[Fault]:
-    """tensorrt.md 3.1: a plugin whose constructor calls CUDA, so no engine can be compiled ahead of time."""
+    """TensorRT-RTX 1.7.1: a plugin whose constructor calls CUDA, so no engine can be compiled ahead of time."""
     for node in graph.of("RoiAlign"):
         yield Fault(node, "RoiAlign")
 
@@ -105,7 +106,7 @@ def random_operator(graph: TypedGraph) -> Iterator[Fault]:
 
 
 def resize_mode(graph: TypedGraph) -> Iterator[Fault]:
-    """operators.md and tensorrt.md 3.1: each of these failed to build."""
+    """operators.md; each of these failed to build with RTX."""
     for node in graph.of("Resize"):
         coordinates = node.text("coordinate_transformation_mode", "half_pixel")
         policy = node.text("keep_aspect_ratio_policy", "stretch")
@@ -147,7 +148,7 @@ def pool_dilations(graph: TypedGraph) -> Iterator[Fault]:
 
 
 def topk_limit(graph: TypedGraph) -> Iterator[Fault]:
-    """operators.md: "less than 3840"; RTX takes 3840 itself (tensorrt.md 3.1)."""
+    """operators.md: "less than 3840"; RTX takes 3840 itself."""
     for node in graph.of("TopK"):
         k = node.value(1)
         count = int(k.ravel()[0]) if k is not None and k.dtype.kind in "iu" and k.size == 1 else 0
@@ -171,20 +172,20 @@ def build_time_input(graph: TypedGraph) -> Iterator[Fault]:
 
 
 def attention_float32(graph: TypedGraph) -> Iterator[Fault]:
-    """tensorrt.md 3.1: RTX fails with "composite_op->is_decomposable" on all architectures."""
+    """RTX 1.7.1 fails with "composite_op->is_decomposable" on all architectures."""
     for node in graph.of("Attention"):
         if node.dtype(node.input(0)) == T.FLOAT:
             yield Fault(node, dtype_name(T.FLOAT))
 
 
 def attention_version(graph: TypedGraph) -> Iterator[Fault]:
-    """tensorrt.md 1.2: IAttention since 10.14, so not on JetPack 7.0 and 7.1; 3.1: 4-D only."""
+    """The API: IAttention since 10.14, so not on JetPack 7.0 and 7.1; operators.md: 4-D only."""
     for node in graph.of("Attention"):
         yield Fault(node, "Attention")
 
 
 def grid_sample_rank(graph: TypedGraph) -> Iterator[Fault]:
-    """operators.md: 4-D. RTX builds 5-D (tests); tensorrt.md 3.1: do not rely on it."""
+    """operators.md: 4-D. RTX builds 5-D too (tests), undocumented."""
     for node in graph.of("GridSample"):
         shape = node.shape(node.input(0))
         if shape is not None and len(shape) != GRID_RANK:

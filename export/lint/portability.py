@@ -11,10 +11,11 @@ from google.protobuf.message import EncodeError  # type: ignore[import-untyped]
 from onnx import TensorProto, helper
 
 from posekit.export.lint.finding import ALL, NVIDIA, ONNXRUNTIME, TENSORRT, Fault, Rule
-from posekit.export.lint.typed_graph import STANDARD, TypedGraph, dtype_name
+from posekit.export.lint.inferred import STANDARD
+from posekit.export.lint.typed_graph import TypedGraph, dtype_name
 from posekit.export.onnx_graph import MAX_BYTES
 
-# tensorrt.md 3.1 (10.3, and RTX by trial), operators.md of 10.15, NVIDIA's opset guide for 11.x.
+# onnx-tensorrt operators.md of 10.1 and 10.15, RTX by trial, NVIDIA's opset guide for 11.x.
 OPSETS: dict[str, tuple[int, int]] = {
     "tensorrt-10.3": (9, 20),
     "tensorrt-10": (9, 24),
@@ -39,7 +40,7 @@ def ir_version(graph: TypedGraph) -> Iterator[Fault]:
 
 
 def unused_domain(graph: TypedGraph) -> Iterator[Fault]:
-    """tensorrt.md 4.2: ONNX Runtime's quantiser adds them; the version converter fails over them."""
+    """ONNX Runtime's quantiser adds them; the version converter fails over them."""
     used = {node.proto.domain for node in graph.nodes} | {f.domain for f in graph.model.functions} | set(STANDARD)
     called = {n.domain for f in graph.model.functions for n in f.node}
     extra = sorted({entry.domain for entry in graph.model.opset_import} - used - called)

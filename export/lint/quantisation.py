@@ -12,7 +12,7 @@ from posekit.export.lint.typed_graph import Node, TypedGraph, dtype_name
 
 QDQ = ("QuantizeLinear", "DequantizeLinear")
 SCALE, ZERO_POINT = 1, 2
-TENSORRT_TYPES = {T.INT8, T.UINT8, T.INT4, T.FLOAT8E4M3FN, T.FLOAT4E2M1}  # of the parser's own message, tensorrt.md 4.3
+TENSORRT_TYPES = {T.INT8, T.UINT8, T.INT4, T.FLOAT8E4M3FN, T.FLOAT4E2M1}  # of the parser's own message
 SCALE_OPSET = 19  # the first with float16 scales
 FREE_SCALE_OPSET = 23  # the first whose QuantizeLinear takes a scale of another type than its input
 WEIGHTED = ("Conv", "ConvTranspose", "Gemm", "MatMul")
@@ -61,7 +61,7 @@ def _activation_dq(node: Node | None) -> bool:
 
 
 def nonzero_zero_point(graph: TypedGraph) -> Iterator[Fault]:
-    """tensorrt.md 4.3: the parser ends with "Non-zero zero point is not supported"; onnx-tensorrt operators.md."""
+    """The parser ends with "Non-zero zero point is not supported"; onnx-tensorrt operators.md."""
     for node in _pairs(graph):
         zero = node.value(ZERO_POINT)
         if zero is not None and zero.dtype.kind in "iu" and quantised_dtype(node) != T.INT32 and np.any(zero):
@@ -71,7 +71,7 @@ def nonzero_zero_point(graph: TypedGraph) -> Iterator[Fault]:
 
 
 def uint8_quantised(graph: TypedGraph) -> Iterator[Fault]:
-    """tensorrt.md 4.3: accepted in silence and read as int8, so 0..255 saturates at 127."""
+    """Accepted in silence (tests) and read as int8, so 0..255 saturates at 127."""
     for node in _pairs(graph):
         stated = bool(node.input(ZERO_POINT)) or node.op_type == "DequantizeLinear" or node.integer("output_dtype", 0)
         zero = node.value(ZERO_POINT)
@@ -80,7 +80,7 @@ def uint8_quantised(graph: TypedGraph) -> Iterator[Fault]:
 
 
 def missing_zero_point(graph: TypedGraph) -> Iterator[Fault]:
-    """tensorrt.md 4.3: ONNX reads an absent zero point as uint8, TensorRT as int8; nobody says a word."""
+    """ONNX reads an absent zero point as uint8, TensorRT as int8; nobody says a word."""
     for node in graph.of("QuantizeLinear"):
         if not node.input(ZERO_POINT) and not node.integer("output_dtype", 0):
             yield Fault(node, "none, which is uint8 to ONNX and int8 to TensorRT")
@@ -105,7 +105,7 @@ def bad_scale(graph: TypedGraph) -> Iterator[Fault]:
 
 
 def int32_dequantize(graph: TypedGraph) -> Iterator[Fault]:
-    """tensorrt.md 4.3; onnxruntime issues 14229 and 17738: "Int32 but must have type FP8, FP4, Int4, Int8 ..."."""
+    """The parser, and onnxruntime issues 14229 and 17738: "Int32 but must have type FP8, FP4, Int4, Int8 ..."."""
     for node in graph.of("DequantizeLinear"):
         if quantised_dtype(node) == T.INT32:
             reader = next((n for n in node.consumers() if n.op_type in BIASED), None)
@@ -113,7 +113,7 @@ def int32_dequantize(graph: TypedGraph) -> Iterator[Fault]:
 
 
 def quantised_type(graph: TypedGraph) -> Iterator[Fault]:
-    """The types in the parser's own message, tensorrt.md 4.3; onnx-tensorrt operators.md, Q and DQ."""
+    """The types in the parser's own message; onnx-tensorrt operators.md, Q and DQ."""
     for node in _pairs(graph):
         found = quantised_dtype(node)
         if found is not None and found not in TENSORRT_TYPES and found != T.INT32:
@@ -121,7 +121,7 @@ def quantised_type(graph: TypedGraph) -> Iterator[Fault]:
 
 
 def scale_dtype(graph: TypedGraph) -> Iterator[Fault]:
-    """ONNX, QuantizeLinear before opset 23: input and scale share one type. tensorrt.md 4.3: only RTX looks away."""
+    """ONNX, QuantizeLinear before opset 23: input and scale share one type. Only RTX looks away (tests)."""
     for node in graph.of("QuantizeLinear") if SCALE_OPSET <= graph.opset < FREE_SCALE_OPSET else ():
         data, scale = node.dtype(node.input(0)), node.dtype(node.input(SCALE))
         if data in FLOATS and scale in FLOATS and data != scale:
@@ -129,7 +129,7 @@ def scale_dtype(graph: TypedGraph) -> Iterator[Fault]:
 
 
 def fp16_scale_opset(graph: TypedGraph) -> Iterator[Fault]:
-    """ONNX, QuantizeLinear: float16 since opset 19. tensorrt.md 4.3: always opset 19 and equal types."""
+    """ONNX, QuantizeLinear: float16 since opset 19. Only RTX looks away (tests)."""
     for node in _pairs(graph) if graph.opset < SCALE_OPSET else ():
         types = {node.dtype(node.input(SCALE)), *(node.dtype(n) for n in (node.input(0), *node.outputs))}
         if types & {T.FLOAT16, T.BFLOAT16}:
@@ -137,7 +137,7 @@ def fp16_scale_opset(graph: TypedGraph) -> Iterator[Fault]:
 
 
 def weight_axis(graph: TypedGraph) -> Iterator[Fault]:
-    """tensorrt.md 4.3: builds, but dequantises into a float kernel; ONNX: the axis of output channels per operator."""
+    """TensorRT-RTX 1.7.1: builds, but into a float kernel. ONNX: the axis of output channels."""
     for node in graph.of(*WEIGHTED):
         source = node.producer(1)
         if source is None or not _constant_dq(source) or source.integer("block_size", 0):
@@ -166,17 +166,17 @@ def _blockwise(graph: TypedGraph, both: bool) -> Iterator[Fault]:
 
 
 def blockwise_activations(graph: TypedGraph) -> Iterator[Fault]:
-    """tensorrt.md 4.3: blockwise int8 weights with int8 activations fail to build."""
+    """TensorRT-RTX 1.7.1: blockwise int8 weights with int8 activations fail to build."""
     return _blockwise(graph, both=True)
 
 
 def blockwise_weights(graph: TypedGraph) -> Iterator[Fault]:
-    """tensorrt.md 4.3: builds by a kernel that dequantises first."""
+    """TensorRT-RTX 1.7.1: builds by a kernel that dequantises first."""
     return _blockwise(graph, both=False)
 
 
 def qdq_around_activation(graph: TypedGraph) -> Iterator[Fault]:
-    """tensorrt.md 4.3: becomes a kernel of its own between two conversions; no speed, fewer digits."""
+    """TensorRT-RTX 1.7.1: becomes a kernel of its own between two conversions; no speed, fewer digits."""
     for node in graph.of(*POINTWISE):
         readers = node.consumers()
         if (
@@ -189,7 +189,7 @@ def qdq_around_activation(graph: TypedGraph) -> Iterator[Fault]:
 
 
 def requantised_before_relu(graph: TypedGraph) -> Iterator[Fault]:
-    """tensorrt.md 4.3: extra kernels and rounding; on ONNX Runtime CPU 11 of 20 convolutions stay float."""
+    """TensorRT-RTX 1.7.1: extra kernels and rounding; on ONNX Runtime CPU 11 of a ResNet-18's 20 convolutions stay float."""
     for node in graph.of("Relu"):
         source = node.producer(0)
         if source is not None and _activation_dq(source) and _quantised_by(source, WEIGHTED):
@@ -204,7 +204,7 @@ def _quantised_by(dq: Node | None, op_types: tuple[str, ...]) -> bool:
 
 
 def float_weights(graph: TypedGraph) -> Iterator[Fault]:
-    """tensorrt.md 4.1: the file is four times as big; 4.3: folding it later would undo the quantisation."""
+    """The file is four times as big; folding it later would undo the quantisation."""
     for node in graph.of("QuantizeLinear"):
         shape = node.shape(node.input(0))
         if node.is_foldable(0):
@@ -212,7 +212,7 @@ def float_weights(graph: TypedGraph) -> Iterator[Fault]:
 
 
 def int8_constant(graph: TypedGraph) -> Iterator[Fault]:
-    """tensorrt.md 3.3: "Quantized constant only allowed before DQ"; a test builds it with TensorRT-RTX."""
+    """TensorRT-RTX: "Quantized constant only allowed before DQ"; a test builds it."""
     for scope in graph.scopes:
         for name, tensor in scope.tensors.items():
             for node in scope.consumers.get(name, ()) if tensor.data_type == T.INT8 else ():
@@ -221,7 +221,7 @@ def int8_constant(graph: TypedGraph) -> Iterator[Fault]:
 
 
 def quantised_attention(graph: TypedGraph) -> Iterator[Fault]:
-    """tensorrt.md 4.3: an int8 product is emitted; off by default for accuracy and its extra kernels."""
+    """TensorRT-RTX 1.7.1: an int8 product is emitted; off by default for accuracy and its extra kernels."""
     for node in graph.of("MatMul"):
         if all(_activation_dq(node.producer(i)) for i in (0, 1)):
             yield Fault(node, "both sides quantised")
@@ -240,7 +240,7 @@ def qdq_pair(graph: TypedGraph) -> Iterator[Fault]:
 
 
 def onnxruntime_fp16_scales(graph: TypedGraph) -> Iterator[Fault]:
-    """tensorrt.md 4.3: optimiser WeightBiasQuantization takes a float16 product as bias scale, cosine 0.86 to 0.96.
+    """ONNX Runtime 1.24 and 1.31: the optimiser takes a float16 product as scale of the bias, cosine 0.86 to 0.96.
 
     It acts where inputs and output are quantised, the latter directly or behind a Relu; a test shows both.
     """

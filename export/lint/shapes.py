@@ -33,7 +33,7 @@ def _has_no_shape(value: ValueInfoProto) -> bool:
 
 
 def dynamic_axis(graph: TypedGraph) -> Iterator[Fault]:
-    """tensorrt.md 3.3 and 1.3: each dynamic axis needs a range in the profile and a captured graph per size."""
+    """NVIDIA, dynamic shapes: each dynamic axis needs a range in the profile and a captured graph per size."""
     given = {tensor.name for tensor in graph.model.graph.initializer}
     for value in graph.model.graph.input:
         sizes = [] if value.name in given else list(value.type.tensor_type.shape.dim)[1:]
@@ -43,7 +43,7 @@ def dynamic_axis(graph: TypedGraph) -> Iterator[Fault]:
 
 
 def data_dependent_shape(graph: TypedGraph) -> Iterator[Fault]:
-    """tensorrt.md 1.3: needs an output allocator and cannot be captured in a CUDA graph; 3.2: mask instead."""
+    """NVIDIA, CUDA graphs: needs an output allocator and cannot be captured; mask instead."""
     for node in graph.of(*DATA_DEPENDENT):
         yield Fault(node, node.op_type, targets=TENSORRT)
     for node in graph.of("TopK"):
@@ -52,7 +52,7 @@ def data_dependent_shape(graph: TypedGraph) -> Iterator[Fault]:
 
 
 def control_flow(graph: TypedGraph) -> Iterator[Fault]:
-    """tensorrt.md 3.1: builds, 0.5 to 0.8 MB more, and breaks graph capture on some paths."""
+    """TensorRT-RTX 1.7.1: builds, 0.5 to 0.8 MB more, and breaks graph capture on some paths."""
     for node in graph.of(*CONTROL):
         yield Fault(node, node.op_type)
 

@@ -15,24 +15,19 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import onnx
-import onnx.inliner
-from google.protobuf.message import EncodeError, Message  # type: ignore[import-untyped]
-from onnx import AttributeProto, GraphProto, ModelProto, NodeProto, TensorProto, ValueInfoProto
+from onnx import GraphProto, ModelProto, NodeProto, TensorProto, ValueInfoProto
 from onnx.external_data_helper import load_external_data_for_tensor
 
+from posekit.export.lint.inferred import STANDARD, bodies, inferred
 from posekit.export.lint.readable_text import readable
 
 Array = npt.NDArray[Any]
 Shape = tuple[int | str, ...]  # a str is a dynamic axis
 
-STANDARD = ("", "ai.onnx")
 FLOATS = (TensorProto.FLOAT, TensorProto.FLOAT16, TensorProto.DOUBLE)
 FLOAT16_TINY = 2.0**-14  # the least with all its digits
-INLINE_BYTES = 1 << 10  # larger weights play no part in types and shapes, and are kept out of onnx's copies
 UNFOLDABLE = {"If", "Loop", "Scan", "RandomNormal", "RandomNormalLike", "RandomUniform", "RandomUniformLike",
               "Bernoulli", "Multinomial"}  # fmt: skip
-WRONG = (onnx.checker.ValidationError, onnx.shape_inference.InferenceError, RuntimeError, ValueError, TypeError,
-         EncodeError)  # fmt: skip
 
 
 @dataclass(eq=False)
@@ -201,17 +196,10 @@ class TypedGraph:
 def typed_graph(model: ModelProto, folder: Path | None = None) -> TypedGraph:
     """One pass of checking and type inference over any model, damaged ones included."""
     model, unreadable = readable(model)
-    light = _without_weights(model)
-    found = TypedGraph(model, folder)
-    found.invalid = f"{unreadable} texts that are not UTF-8" if unreadable else _words(lambda: _check(light))
-    light, problem = _unfolded(light)
-    found.invalid = found.invalid or problem
-    found.untyped = _words(lambda: onnx.shape_inference.infer_shapes(light, check_type=True, strict_mode=True))
-    try:
-        light = onnx.shape_inference.infer_shapes(light, data_prop=True)
-    except WRONG as error:
-        found.untyped = found.untyped or _last_line(error)
-    _walk(found, light.graph, None, {tensor.name: tensor for tensor in model.graph.initializer})
+    known = inferred(model)
+    invalid = f"{unreadable} texts that are not UTF-8" if unreadable else known.invalid
+    found = TypedGraph(model, folder, invalid, known.untyped)
+    _walk(found, known.light.graph, None, {tensor.name: tensor for tensor in model.graph.initializer})
     for scope in found.scopes:  # outer ones first
         _note_foldable(scope)
     return found
@@ -223,84 +211,6 @@ def dtype_name(dtype: int | None) -> str:
         return "unknown"
     known = TensorProto.DataType.values()
     return str(TensorProto.DataType.Name(dtype)).lower() if dtype in known else f"type {dtype}"
-
-
-def _check(light: ModelProto) -> None:
-    """The ONNX checker, except for inputs and outputs without a shape: they have rules of their own."""
-    ends = [value.type.tensor_type for value in (*light.graph.input, *light.graph.output)]
-    bare = [end for end in ends if end.elem_type and not end.HasField("shape")]
-    for end in bare:
-        end.shape.SetInParent()
-    try:
-        onnx.checker.check_model(light)
-    finally:
-        for end in bare:
-            end.ClearField("shape")
-
-
-def _without_weights(model: ModelProto) -> ModelProto:
-    """A copy in which big weights are inputs: equal types and shapes, a fraction of the bytes."""
-    light = ModelProto()
-    _copy_fields(model, light, "graph")
-    _copy_fields(model.graph, light.graph, "initializer")
-    taken = {value.name for value in light.graph.input}
-    for tensor in model.graph.initializer:
-        if tensor.data_location != TensorProto.EXTERNAL and tensor.ByteSize() <= INLINE_BYTES:
-            light.graph.initializer.add().CopyFrom(tensor)
-        elif tensor.name not in taken:
-            taken.add(tensor.name)
-            light.graph.input.add().CopyFrom(_value_of(tensor))
-    return light
-
-
-def _value_of(tensor: TensorProto) -> ValueInfoProto:
-    value = ValueInfoProto(name=tensor.name)
-    value.type.tensor_type.elem_type = tensor.data_type
-    value.type.tensor_type.shape.SetInParent()
-    for size in tensor.dims:
-        value.type.tensor_type.shape.dim.add(dim_value=size)
-    return value
-
-
-def _copy_fields(source: Message, target: Message, skipped: str) -> None:
-    for descriptor, value in source.ListFields():
-        if descriptor.name == skipped:
-            continue
-        if isinstance(value, str | bytes | int | float):
-            setattr(target, descriptor.name, value)
-        else:
-            getattr(target, descriptor.name).MergeFrom(value)
-
-
-def _unfolded(model: ModelProto) -> tuple[ModelProto, str | None]:
-    """The model with its local functions put in place, or as it was and why that is not possible."""
-    if not model.functions:
-        return model, None
-    calls = {(f.domain, f.name): {(n.domain, n.op_type) for n in _all_nodes(f.node)} for f in model.functions}
-    done: set[tuple[str, str]] = set()
-    while ready := {name for name, called in calls.items() if name not in done and not (called & calls.keys()) - done}:
-        done |= ready
-    if done != calls.keys():
-        return model, "local functions that call each other in a circle"
-    try:
-        return onnx.inliner.inline_local_functions(model), None
-    except WRONG as error:
-        return model, _last_line(error)
-
-
-def _all_nodes(nodes: Sequence[NodeProto]) -> Iterator[NodeProto]:
-    for node in nodes:
-        yield node
-        for body in _bodies(node):
-            yield from _all_nodes(body.node)
-
-
-def _bodies(node: NodeProto) -> Iterator[GraphProto]:
-    for attribute in node.attribute:
-        if attribute.type == AttributeProto.GRAPH:
-            yield attribute.g
-        elif attribute.type == AttributeProto.GRAPHS:
-            yield from attribute.graphs
 
 
 def _walk(graph: TypedGraph, proto: GraphProto, parent: Scope | None, weights: dict[str, TensorProto]) -> None:
@@ -317,7 +227,7 @@ def _walk(graph: TypedGraph, proto: GraphProto, parent: Scope | None, weights: d
         node = Node(node_proto, scope, graph)
         graph.nodes.append(node)
         _note_node(scope, node)
-        for body in _bodies(node_proto):
+        for body in bodies(node_proto):
             _walk(graph, body, scope, {tensor.name: tensor for tensor in body.initializer})
     for name, tensor in scope.tensors.items():
         scope.dtypes[name], scope.shapes[name] = tensor.data_type, tuple(tensor.dims)
@@ -363,21 +273,6 @@ def _census(name: str, array: Array) -> Census:
     half = array.dtype == np.float16
     small = int(np.count_nonzero((array != 0) & (np.abs(array) < FLOAT16_TINY))) if half else 0
     return Census(name, str(array.dtype), array.size, int(np.count_nonzero(array)), nan, inf, small)
-
-
-def _words(step: Any) -> str | None:
-    """What a check of onnx says; None if nothing."""
-    try:
-        step()
-    except WRONG as error:
-        return _last_line(error)
-    return None
-
-
-def _last_line(error: Exception) -> str:
-    """The part of onnx's message that names the cause: its first line, without the place in onnx's source."""
-    lines = [line.strip() for line in str(error).strip().splitlines() if line.strip()]
-    return lines[0][:300] if lines else type(error).__name__
 
 
 def finite_constant(array: Array | None) -> Array | None:
