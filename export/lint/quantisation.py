@@ -189,7 +189,7 @@ def qdq_around_activation(graph: TypedGraph) -> Iterator[Fault]:
 
 
 def requantised_before_relu(graph: TypedGraph) -> Iterator[Fault]:
-    """TensorRT-RTX 1.7.1: extra kernels and rounding; on ONNX Runtime CPU 11 of a ResNet-18's 20 convolutions stay float."""
+    """TensorRT-RTX 1.7.1: extra kernels and rounding; on ONNX Runtime CPU 11 of 20 convolutions stay float."""
     for node in graph.of("Relu"):
         source = node.producer(0)
         if source is not None and _activation_dq(source) and _quantised_by(source, WEIGHTED):

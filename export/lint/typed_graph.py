@@ -1,6 +1,6 @@
 """A graph as rules read it: all nodes with the types, constants, producers and consumers of their tensors.
 
-Bodies of If, Loop and Scan are part of it, local functions are unfolded, and no damage raises: what cannot be known is None.
+Bodies of If, Loop and Scan are part of it, local functions are unfolded; what damage hides is None, never an error.
 """
 
 from __future__ import annotations
