@@ -48,7 +48,7 @@ def name_nodes(model: ModelProto, root: str) -> None:
     for node in model.graph.node:
         scope = _scope(node, root)
         if scope is None:  # made by the exporter's own rewriting: part of where its input is from
-            scope = next((scope_of[name] for name in node.input if name in scope_of), "")
+            scope = next((scope_of[name] for name in node.input if name in scope_of), _holder(node, root))
         scope_of.update(dict.fromkeys(node.output, scope))
         name = f"{scope}/{node.op_type}"
         taken[name] += 1
@@ -98,6 +98,12 @@ def _scope(node: NodeProto, root: str) -> str | None:
     around = [*ast.literal_eval(notes[0])[:-1], *holders]
     inside = [name for name in around if f"{name}.".startswith(f"{root}.")]
     return str(inside[-1]).removeprefix(root).removeprefix(".") if inside else ""
+
+
+def _holder(node: NodeProto, root: str) -> str:
+    """The submodule of the first parameter among the inputs."""
+    held = [name.rpartition(".")[0] for name in node.input if name.startswith(f"{root}.")]
+    return held[0].removeprefix(root).removeprefix(".") if held else ""
 
 
 def _check_operators(model: ModelProto) -> None:

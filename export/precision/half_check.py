@@ -14,7 +14,6 @@ from posekit.export.systems import GraphSource
 from posekit.runtime.errors import PrecisionError
 
 WEIGHTED = frozenset({"Conv", "ConvTranspose", "Gemm", "MatMul"})
-CARRIES = frozenset({"Cast", "Transpose", "Reshape", "Identity", "Unsqueeze", "Squeeze"})  # a constant stays one
 
 
 @dataclass(frozen=True)
@@ -65,12 +64,14 @@ def _owner(node: NodeProto) -> str:
 
 
 def _constants(model: ModelProto) -> set[str]:
-    """Tensors with axes that depend on no input: initializers, also cast or turned."""
-    found = {tensor.name for tensor in model.graph.initializer if len(tensor.dims) > 1}
+    """Matrices that depend on no input of the graph: initializers, and what is computed from them alone."""
+    constant = {tensor.name for tensor in model.graph.initializer}
+    matrices = {tensor.name for tensor in model.graph.initializer if len(tensor.dims) > 1}
     for node in model.graph.node:
-        if node.op_type in CARRIES and node.input[0] in found:
-            found.add(node.output[0])
-    return found
+        if constant.issuperset(node.input):
+            constant.update(node.output)
+            matrices.update(node.output if not matrices.isdisjoint(node.input) else ())
+    return matrices
 
 
 def _bytes(tensor: TensorProto) -> int:

@@ -49,7 +49,8 @@ def read_trunk(source: GraphSource) -> Trunk:
     loose = [name for name in kept if not _below(name, named)]
     if loose:
         raise _wrong(source, f"{EXCEPT}{loose[0]}", "exceptions below a part of the trunk", "Leave the exception out.")
-    trunk = Trunk(tuple(part for name in named for part in _called(name, known[name])), kept)
+    parts = dict.fromkeys(part for name in named for part in _called(name, known[name]))
+    trunk = Trunk(tuple(part for part in parts if not _below(part, kept)), kept)
     if not any(_has_weights(known[name]) for name in trunk.parts):
         raise _wrong(source, f"{', '.join(named)}, without weights", "parts with weights", "Name the backbone.")
     return trunk

@@ -57,7 +57,8 @@ class Detector(nn.Module):
         self.model = Detector.Inner()
 
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        return self.model(x)
+        boxes, scores, labels = self.model(x)
+        return boxes, scores, labels
 
 
 def test_found_parts_take_no_geometry_and_give_no_output() -> None:
