@@ -159,14 +159,15 @@ def test_without_truth_or_directions_coverage_is_unknown() -> None:
     assert (some.views_seen, some.in_plane_seen, some.distance_m) == (None, None, None)
 
 
-@pytest.mark.parametrize("name", ["ycbv", "opencv_box", "cube_video"])
-@pytest.mark.parametrize("preset", ["sq-pad-224", "dzi-1.5-256", "sq-pad-1.2-128"])
+@pytest.mark.parametrize(
+    ("name", "preset"), [("ycbv", "sq-pad-1.2-128"), ("opencv_box", "sq-pad-224"), ("cube_video", "dzi-1.5-256")]
+)
 def test_real_frames_are_fit(data_dir: Path, name: str, preset: str) -> None:
     facts = objects_from_models_info(data_dir / name / "models" / "models_info.json")
     objects = [ObjectEntry(i, str(i), f.diameter_m, (-1, -1, -1), (1, 1, 1), "x") for i, f in facts.items()]
     crop = PRESETS[preset]
     inputs = (TensorSpec("crops", "uint8", ("batch", crop.size_px, crop.size_px, 3)),)
-    source = CropFeeds(recorded_frames(data_dir / name), boxes_from("gt"), objects, crop, inputs)
+    source = CropFeeds(recorded_frames(data_dir / name), boxes_from("gt"), objects, crop, inputs, 64)
     fitness = fitness_of(source, viewsphere(42))
     check_fitness(fitness)
     assert fitness.noisy == fitness.flat == 0

@@ -74,7 +74,7 @@ def test_a_damaged_byte_is_never_used(tmp_path_factory: pytest.TempPathFactory, 
 
 
 @pytest.mark.parametrize(
-    "damage", [lambda b: b[:100], lambda b: b"", lambda b: b.replace(b"1.1", b"2.1"), lambda b: b"[]"]
+    "damage", [lambda b: b[:100], lambda b: b"", lambda b: b.replace(b": 1.1,", b": 2.1,"), lambda b: b"[]"]
 )
 def test_damage_is_said_and_repaired(tmp_path: Path, damage: Callable[[bytes], bytes]) -> None:
     kept = cached_table(tmp_path, KEY, lambda: TABLE)
