@@ -26,7 +26,7 @@ from posekit.export.precision.half_graph import sensitive_in_float32
 from posekit.export.systems import GraphSource
 from posekit.runtime.backends.ort import OrtSession
 from posekit.runtime.errors import ExportError
-from posekit.runtime.tensor import TensorSpec
+from posekit.runtime.tensor import Feed, TensorSpec
 
 EXAMPLE_SIZES = {"batch": 2, "views": 7}  # never 1: torch.export makes a constant of it
 
@@ -50,8 +50,10 @@ class ExportedGraph:
     half: HalfReport | None = None
 
 
-def onnx_from_network(source: GraphSource, path: Path, *, opset: int = OPSET, simplify: bool = True) -> ExportedGraph:
-    """Export to `path`, whole or not at all. Equal weights give equal bytes.
+def onnx_from_network(
+    source: GraphSource, path: Path, *, opset: int = OPSET, simplify: bool = True, crops: Feed | None = None
+) -> ExportedGraph:
+    """Export to `path`, whole or not at all. Equal weights give equal bytes. crops: real ones for `check_parity`.
 
     A source of posekit.export.precision.half is checked for what it claims besides. Raises ExportError for a network that
     cannot be traced or a graph that breaks the contract, ParityError for other numbers than the network's,
@@ -78,7 +80,7 @@ def onnx_from_network(source: GraphSource, path: Path, *, opset: int = OPSET, si
     content = model.SerializeToString(deterministic=True)
     session = OrtSession(content)
     try:
-        parity = check_parity(source, session)
+        parity = check_parity(source, session, crops=crops)
     finally:
         session.close()
     write_whole(path, content)

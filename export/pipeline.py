@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import tempfile
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from importlib.metadata import version
 from pathlib import Path
@@ -21,18 +21,25 @@ from posekit.export.detector_from_onnx import (
     labels_from_file,
     labels_from_onnx,
 )
+from posekit.export.engines import CompiledEngine, compile_ahead
 from posekit.export.networks.entrance import Entrance
 from posekit.export.networks.own import detector_graph, embedder_graphs, own_paths, regressor_graphs
 from posekit.export.objects import BundledObject, bundled_object
 from posekit.export.onnx_from_network import ExportedGraph, onnx_from_network
 from posekit.export.onnx_graph import specs_from_graph
 from posekit.export.pack import Content, check_output, pack_bundle
+from posekit.export.precision.pareto import markdown_from_points, pareto_points, plot_png
+from posekit.export.precision.variants import GraphVariants, make_variants, verification_samples
 from posekit.export.recipe import RANDOM, DetectorRecipe, ExportRecipe, NetworkRecipe
 from posekit.export.systems import GraphSource, PathPlan, system_named
+from posekit.export.verify.report import json_from_verification, markdown_from_verification, missed_gates
+from posekit.export.verify.verify import Verification, verify_bundle
+from posekit.runtime.atomic import write_whole
 from posekit.runtime.backends.ort import OrtSession
+from posekit.runtime.bundle import Bundle
 from posekit.runtime.crop import PRESETS, CropPreset
 from posekit.runtime.detector import family_named
-from posekit.runtime.errors import OutputError, RecipeError
+from posekit.runtime.errors import GateError, OutputError, RecipeError
 from posekit.runtime.manifest import FORMAT, DetectorEntry, GraphEntry, Manifest, PathEntry, Precision
 from posekit.runtime.records import plain_from
 
@@ -40,12 +47,15 @@ Progress = Callable[[str, int, int], None]
 
 TOOLS = ("posekit", "torch", "onnx", "onnxruntime")
 DETECTOR = "detector"
-PARITY_REPORT = "reports/parity.json"
+PARITY_REPORT, ENGINES_REPORT = "reports/parity.json", "reports/engines.json"
 
 
 @dataclass(frozen=True)
 class ExportReport:
-    """What was written. graphs: by name.  banks: by member. Their paths are members of the bundle."""
+    """What was written. graphs: by name, in fp32.  banks: by member. Their paths are members of the bundle.
+
+    variants, verification: of what the recipe asked for beside fp32.  engines: compiled ahead of time.
+    """
 
     path: Path
     size: int
@@ -53,6 +63,9 @@ class ExportReport:
     manifest: Manifest
     graphs: dict[str, ExportedGraph]
     banks: dict[str, BuiltBank]
+    variants: tuple[GraphVariants, ...] = ()
+    verification: Verification | None = None
+    engines: tuple[CompiledEngine, ...] = ()
 
 
 @dataclass(frozen=True, eq=False)
@@ -75,6 +88,8 @@ class _Draft:
     objects: dict[int, BundledObject] = field(default_factory=dict)
     members: dict[str, Content] = field(default_factory=dict)
     graphs: dict[str, GraphEntry] = field(default_factory=dict)
+    sources: dict[str, GraphSource] = field(default_factory=dict)
+    reports: dict[str, str] = field(default_factory=dict)
     paths: dict[str, PathEntry] = field(default_factory=dict)
     provenance: dict[str, str] = field(default_factory=dict)
     exported: dict[str, ExportedGraph] = field(default_factory=dict)
@@ -82,11 +97,14 @@ class _Draft:
 
 
 def export_recipe(
-    recipe: ExportRecipe, out: Path, progress: Progress = lambda stage, done, total: None
+    recipe: ExportRecipe,
+    out: Path,
+    progress: Progress = lambda stage, done, total: None,
+    engines: bool = False,
 ) -> ExportReport:
     """Export everything that the recipe names into one bundle at `out`; equal input gives equal bytes.
 
-    progress: called with a stage's name and how much of it is done. Any PosekitError leaves `out` as it was.
+    engines: also compile the fp16 and int8 graphs with TensorRT-RTX, into the engine cache.  progress: called with a stage's name and how much of it is done. Any PosekitError leaves `out` as it was.
     """
     start = time.perf_counter()
     _check_default_path(recipe)
@@ -103,11 +121,13 @@ def export_recipe(
         detector = _add_detector(draft, recipe.detector) if recipe.detector else None
         for entry in recipe.networks:
             _add_network(draft, entry)
+        _add_parity(draft)
+        variants, verification = _add_variants(draft, detector, out) if recipe.precision.variants else ((), None)
         progress("pack", 0, 1)
         packed = pack_bundle(out, _manifest(draft, detector), draft.members)
         progress("pack", 1, 1)
     seconds = time.perf_counter() - start
-    return ExportReport(out, packed.size, seconds, packed.manifest, draft.exported, draft.banks)
+    return ExportReport(out, packed.size, seconds, packed.manifest, draft.exported, draft.banks, variants, verification)
 
 
 def _check_default_path(recipe: ExportRecipe) -> None:
@@ -151,9 +171,9 @@ def built_network(recipe: ExportRecipe, entry: NetworkRecipe) -> Network:
     network, origin = _weighted(recipe, entry, lambda: network_from_factory(name, entry.options, recipe.folder))
     entrance = Entrance(entry.normalise.mean, entry.normalise.std, entry.normalise.bgr)
     if entry.role == "embedder":
-        graphs = embedder_graphs(network, entrance, crop.size_px, entry.threshold)
+        graphs = embedder_graphs(network, entrance, crop.size_px, entry.threshold, entry.trunk)
     else:
-        graphs = regressor_graphs(entry.role, network, entrance, crop.size_px, entry.feeds)
+        graphs = regressor_graphs(entry.role, network, entrance, crop.size_px, entry.feeds, entry.trunk)
     return Network(graphs, own_paths(entry.role, entry.solver), crop, origin)
 
 
@@ -218,6 +238,79 @@ def _add_graph(draft: _Draft, name: str, source: GraphSource) -> None:
     draft.members[member] = graph.path
     draft.graphs[name] = GraphEntry(source.role, variants, graph.inputs, graph.outputs)
     draft.exported[name] = replace(graph, path=Path(member))
+    draft.sources[name] = source
+
+
+def _add_variants(
+    draft: _Draft, detector: DetectorEntry | None, out: Path
+) -> tuple[tuple[GraphVariants, ...], Verification]:
+    """Make and verify the recipe's variants. GateError, with reports beside `out`, where one misses a gate."""
+    recipe, folder = draft.recipe, draft.folder
+    samples = verification_samples(recipe, set(draft.objects))
+    plain = pack_bundle(folder / "fp32.posekit", _manifest(draft, detector), draft.members).path
+    with Bundle(plain) as bundle:
+        made = make_variants(bundle, draft.sources, samples, recipe, folder, draft.progress)
+    for name, files in made.files.items():
+        members = {precision: f"graphs/{name}.{precision}.onnx" for precision in files}
+        draft.members |= {members[precision]: file for precision, file in files.items()}
+        draft.graphs[name] = replace(draft.graphs[name], variants=draft.graphs[name].variants | members)
+    mixed = pack_bundle(folder / "variants.posekit", _manifest(draft, detector), draft.members).path
+    with Bundle(mixed) as bundle:
+        verification = verify_bundle(bundle, samples, recipe.gates, draft.progress)
+    reports = _precision_reports(recipe.name, made.graphs, verification)
+    if not verification.passed:
+        raise _gate_missed(verification, out, reports)
+    for name, (file, content) in reports.items():
+        draft.members[f"reports/{file}"] = content
+        draft.reports[name] = f"reports/{file}"
+    return made.graphs, verification
+
+
+def _add_engines(draft: _Draft, detector: DetectorEntry | None) -> tuple[CompiledEngine, ...]:
+    """Compile, and keep in the bundle what was compiled; the engines themselves are a cache."""
+    packed = pack_bundle(draft.folder / "compiled.posekit", _manifest(draft, detector), draft.members).path
+    with Bundle(packed) as bundle:
+        compiled = compile_ahead(bundle, draft.progress)
+    rows = [plain_from(replace(engine, path=None, reason="")) for engine in compiled]
+    draft.members[ENGINES_REPORT] = (json.dumps(rows, indent=1, sort_keys=True) + "\n").encode()
+    draft.reports["engines"] = ENGINES_REPORT
+    return compiled
+
+
+Reports = dict[str, tuple[str, bytes]]  # name -> file name, content
+
+
+def _precision_reports(title: str, graphs: Sequence[GraphVariants], verification: Verification) -> Reports:
+    """Times of this machine are in them, so they differ from run to run."""
+    points = pareto_points(graphs)
+    verdicts = "".join(f"- {g.graph}: {g.int8.verdict}\n" for g in graphs if g.int8)
+    plain = json.dumps(plain_from(tuple(graphs)), indent=1, sort_keys=True) + "\n"
+    return {
+        "precision": ("precision.json", plain.encode()),
+        "pareto": ("pareto.md", f"# Precision\n\n{markdown_from_points(points)}\n{verdicts}".encode()),
+        "pareto_plot": ("pareto.png", plot_png(points, title)),
+        "verification": ("verification.json", json_from_verification(verification).encode()),
+    }
+
+
+def _gate_missed(verification: Verification, out: Path, reports: Reports) -> GateError:
+    folder = out.with_name(f"{out.name}.reports")
+    folder.mkdir(exist_ok=True)
+    table = markdown_from_verification(verification).encode()
+    for file, content in (*reports.values(), ("verification.md", table)):
+        write_whole(folder / file, content)
+    return GateError(
+        f"export of {out}",
+        got="; ".join(missed_gates(verification)),
+        expected="every variant within the gates of the recipe",
+        remedy=f"Read {folder}; keep layers out of the trunk, leave the variant out, or widen the gate knowingly.",
+    )
+
+
+def _add_parity(draft: _Draft) -> None:
+    parity = {name: plain_from(graph.parity) for name, graph in draft.exported.items()}
+    draft.members[PARITY_REPORT] = (json.dumps(parity, indent=1, sort_keys=True) + "\n").encode()
+    draft.reports["parity"] = PARITY_REPORT
 
 
 def _add_bank(draft: _Draft, entry: NetworkRecipe, path: PathEntry, path_name: str, object_id: int) -> str:
@@ -317,8 +410,6 @@ def _add_torch_detector(draft: _Draft, entry: DetectorRecipe) -> None:
 def _manifest(draft: _Draft, detector: DetectorEntry | None) -> Manifest:
     recipe = draft.recipe
     first = next(entry for entry in recipe.networks if entry.name == recipe.default_path.split(".")[0])
-    parity = {name: plain_from(graph.parity) for name, graph in draft.exported.items()}
-    draft.members[PARITY_REPORT] = (json.dumps(parity, indent=1, sort_keys=True) + "\n").encode()
     tools = {name: version(name) for name in TOOLS}
     return Manifest(
         format=FORMAT,
@@ -331,7 +422,7 @@ def _manifest(draft: _Draft, detector: DetectorEntry | None) -> Manifest:
         default_path=recipe.default_path,
         files={},
         detector=detector,
-        reports={"parity": PARITY_REPORT},
+        reports=draft.reports,
     )
 
 

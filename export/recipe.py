@@ -77,7 +77,7 @@ class NetworkRecipe:
     crop: a name of posekit.runtime.crop.PRESETS, or a preset spelt out.  objects: ids, all if left out.
     For the user's own: `role`, `crop`, and as the role needs `normalise`, `feeds`, `threshold` (see
     posekit.export.networks.own).
-    trunk: submodules that run in float16 in the fp16 variant; left out, the system's own, or found in the user's.
+    trunk: submodules that run in float16 in the fp16 variant; left out, they are found. A system has its own.
     """
 
     name: str
@@ -248,8 +248,8 @@ def _network_problems(recipe: ExportRecipe) -> Problems:
             yield f"{where}.solver.method", repr(entry.solver.method), f"one of {', '.join(METHODS)}"
         if not 0 <= entry.seed < 2**63:
             yield f"{where}.seed", entry.seed, "0 to 2**63 - 1"
-        if entry.system and (entry.role or entry.threshold is not None or entry.feeds != ("crops",)):
-            yield where, "role, feeds or threshold", "these only for the user's own network"
+        if entry.system and (entry.role or entry.threshold is not None or entry.feeds != ("crops",) or entry.trunk):
+            yield where, "role, feeds, threshold or trunk", "these only for the user's own network"
         if not set(entry.objects) <= ids:
             yield f"{where}.objects", list(entry.objects), f"ids among {sorted(ids)}"
         if isinstance(entry.crop, str) and entry.crop not in PRESETS:

@@ -72,3 +72,7 @@ class CalibrationError(PosekitError):
 
 class EngineError(BackendError):
     """An engine cannot be built, or not be loaded here."""
+
+
+class GateError(PosekitError):
+    """A variant costs more than the recipe allows; nothing was promoted."""

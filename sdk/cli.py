@@ -12,7 +12,7 @@ from typing import Annotated, Any, Literal
 import typer
 from typer.core import TyperGroup
 
-from posekit.runtime.errors import BackendError, OutputError, PosekitError
+from posekit.runtime.errors import BackendError, GateError, OutputError, PosekitError
 
 GATE_MISSED, INVALID_INPUT, ENVIRONMENT = 1, 2, 3
 LINT_ERRORS = 1
@@ -44,7 +44,8 @@ def _exit(error: PosekitError) -> typer.Exit:
     from posekit.render import show_error
 
     show_error(error)
-    return typer.Exit(ENVIRONMENT if isinstance(error, BackendError) else INVALID_INPUT)
+    codes = {GateError: GATE_MISSED, BackendError: ENVIRONMENT}
+    return typer.Exit(next((code for kind, code in codes.items() if isinstance(error, kind)), INVALID_INPUT))
 
 
 def _stopped() -> PosekitError:
@@ -179,16 +180,19 @@ def run(
 def export(
     recipe: Annotated[Path, typer.Argument(metavar="RECIPE.toml", help="What to export, and how.", show_default=False)],
     output: Annotated[Path, typer.Option("-o", "--output", help="The bundle to write.", show_default=False)],
+    engine: Annotated[
+        Literal["rtx"] | None, typer.Option(help="Also compile fp16 and int8 graphs ahead of time, into the cache.")
+    ] = None,
     json: AsJson = False,
 ) -> None:
-    """Export trained networks, template banks and objects into one bundle."""
+    """Export trained networks, template banks and objects into one bundle, every variant verified."""
     from posekit import render
 
     with render.stages() as update:
         from posekit.export.pipeline import export_recipe
         from posekit.export.recipe import recipe_from_toml
 
-        report = export_recipe(recipe_from_toml(recipe), output, update)
+        report = export_recipe(recipe_from_toml(recipe), output, update, engines=engine is not None)
     render.show_json(render.export_summary(report)) if json else render.show_export(report)
 
 
@@ -233,7 +237,9 @@ def inspect(bundle: BundlePath, json: AsJson = False) -> None:
 
 @app.command()
 def lint(
-    graph: Annotated[Path, typer.Argument(metavar="X", help="X.onnx, whoever made it, or X.posekit.", show_default=False)],
+    graph: Annotated[
+        Path, typer.Argument(metavar="X", help="X.onnx, whoever made it, or X.posekit.", show_default=False)
+    ],
     target: Annotated[list[str] | None, typer.Option(help="What it shall run on, repeatable. Default: all.")] = None,
     json: AsJson = False,
 ) -> None:

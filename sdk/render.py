@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from posekit.bank_build import BankRequest
     from posekit.benchmarks.accuracy import Accuracy, ObjectAccuracy
     from posekit.export.bank import BuiltBank
+    from posekit.export.engines import CompiledEngine
     from posekit.export.pipeline import ExportReport
     from posekit.export.verify.verify import Verification
     from posekit.runtime.manifest import Manifest
@@ -113,6 +114,9 @@ def export_summary(report: ExportReport) -> dict[str, Any]:
         "seconds": report.seconds,
         "graphs": {name: plain_from(graph.parity) for name, graph in report.graphs.items()},
         "banks": {name: {"views": bank.views, "size_bytes": bank.size} for name, bank in report.banks.items()},
+        "int8": {entry.graph: entry.int8.verdict for entry in report.variants if entry.int8},
+        "verification": plain_from(report.verification),
+        "engines": [plain_from(engine) | {"path": str(engine.path)} for engine in report.engines],
     }
 
 
@@ -128,10 +132,39 @@ def show_export(report: ExportReport, then: Sequence[str] | None = None) -> None
         for name, b in report.banks.items()
     ]
     _table("banks", ("name", "views", "descriptor", "MB"), banks)
+    _show_precision(report)
+    _show_engines(report.engines)
     _line(f"wrote [bold]{report.path}[/], {report.size / BYTES_PER_MB:.1f} MB in {report.seconds:.1f} s")
     boxes = "" if report.manifest.detector else " --boxes BOXES.json"
     tips = [f"posekit inspect {report.path}", f"posekit run {report.path} FRAMES --camera CAM.json{boxes}"]
     _next(tips if then is None else then)
+
+
+def _show_precision(report: ExportReport) -> None:
+    """What every variant costs and gives, and the sentence on INT8 for each graph."""
+    if report.verification is None:
+        return
+    from posekit.export.precision.pareto import COLUMNS, pareto_points, table_rows
+
+    _table(
+        "precision (* Pareto-optimal, in brackets not in the bundle)",
+        COLUMNS,
+        table_rows(pareto_points(report.variants)),
+    )
+    for entry in report.variants:
+        if entry.int8:
+            _line(f"{entry.graph}: {entry.int8.verdict}")
+    _show_verdicts(report.verification)
+
+
+def _show_engines(engines: Sequence[CompiledEngine]) -> None:
+    rows = [
+        (e.graph, e.precision, f"SM{e.compute_capability}", f"{e.seconds:.1f}", f"{e.size_bytes / BYTES_PER_MB:.1f}",
+         ", ".join(f"{count} {kind}" for kind, count in e.kernels.items()), str(e.path or e.reason))
+        for e in engines
+    ]  # fmt: skip
+    columns = ("graph", "precision", "GPU", "build s", "MB", "products", "plan")
+    _table("engines of TensorRT-RTX, kernels as the graphs say", columns, rows)
 
 
 def bank_summary(request: BankRequest, built: BuiltBank) -> dict[str, Any]:
@@ -201,6 +234,14 @@ def show_verification_json(found: Verification) -> None:
 
 def show_verification(found: Verification, request: VerifyRequest) -> None:
     """The table of variants, every missed gate in a sentence, and the reports."""
+    _show_verdicts(found)
+    if request.reports:
+        _line(f"wrote [bold]{request.reports}[/]")
+    tips = [] if request.reports else [f"posekit verify {request.bundle} {request.source} -o report    keep the report"]
+    _next([*tips, f"posekit run {request.bundle} {request.source} --precision int8    poses of one variant"])
+
+
+def _show_verdicts(found: Verification) -> None:
     from posekit.export.verify.report import COLUMNS, missed_gates, reading, table_rows
 
     _table("variants against fp32", COLUMNS, table_rows(found))
@@ -209,10 +250,6 @@ def show_verification(found: Verification, request: VerifyRequest) -> None:
     for sentence in found.skipped:
         _line(f"not run: {sentence}")
     _line(reading(found))
-    if request.reports:
-        _line(f"wrote [bold]{request.reports}[/]")
-    tips = [] if request.reports else [f"posekit verify {request.bundle} {request.source} -o report    keep the report"]
-    _next([*tips, f"posekit run {request.bundle} {request.source} --precision int8    poses of one variant"])
 
 
 def show_bundle(manifest: Manifest, where: str) -> None:

@@ -5,23 +5,21 @@ from __future__ import annotations
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 
+from posekit.export.precision.judge import Measured
 from posekit.export.verify.figures import Figures
-from posekit.export.verify.gates import GateResult, worst_strain
+from posekit.export.verify.gates import worst_strain
 
 
 @dataclass(frozen=True)
 class Candidate:
-    """One mixed graph, measured. kept: blocks that stay in high precision.   latency_ms: median, one crop."""
+    """One mixed graph, measured. kept: blocks that stay in high precision."""
 
     kept: tuple[str, ...]
-    figures: Figures
-    gates: tuple[GateResult, ...]
-    latency_ms: float
-    size_bytes: int
+    measured: Measured
 
     @property
     def passed(self) -> bool:
-        return all(gate.passed for gate in self.gates)
+        return self.measured.passed
 
 
 @dataclass(frozen=True)
@@ -71,4 +69,4 @@ def kept_nodes(blocks: Mapping[str, Sequence[str]], quantised: Collection[str]) 
 
 
 def _alone(block: str, candidate: Candidate) -> Sensitivity:
-    return Sensitivity(block, worst_strain(candidate.gates), candidate.figures)
+    return Sensitivity(block, worst_strain(candidate.measured.gates), candidate.measured.figures)

@@ -10,9 +10,9 @@ from posekit.export.verify.figures import Figures, figures_of
 from posekit.export.verify.gates import GateResult, Gates, judged
 from posekit.export.verify.observe import Observation, observe, variant_opener
 from posekit.export.verify.samples import Sample
-from posekit.runtime.backends import BACKENDS
+from posekit.runtime.backends import BACKENDS, open_session
 from posekit.runtime.bundle import Bundle
-from posekit.runtime.errors import CalibrationError
+from posekit.runtime.errors import BackendError, CalibrationError
 from posekit.runtime.manifest import PathEntry, Precision
 
 REFERENCE_BACKEND = "onnxruntime"
@@ -65,7 +65,7 @@ def verify_bundle(
 
     Raises CalibrationError for a path with fewer than MIN_SAMPLES samples, and what running a path raises.
     """
-    wanted, skipped = _runnable(backends)
+    wanted, skipped = _runnable(bundle, backends)
     scored = {entry.id: scored_object(bundle, entry) for entry in bundle.manifest.objects}
     floors: dict[str, Figures] = {}
     verdicts: list[Verdict] = []
@@ -95,6 +95,12 @@ def check_enough(samples: Sequence[Sample], what: str) -> None:
         )
 
 
+def is_trained(bundle: Bundle, entry: PathEntry) -> bool:
+    """Whether the path's poses mean something: not with random weights, which the bundle's provenance states."""
+    network = entry.graph.split(".")[0]
+    return not bundle.manifest.provenance.get(f"checkpoint of {network}", "").startswith(RANDOM_ORIGIN)
+
+
 @dataclass(frozen=True, eq=False)
 class _Path:
     bundle: Bundle
@@ -106,9 +112,7 @@ class _Path:
 
     @property
     def trained(self) -> bool:
-        network = self.entry.graph.split(".")[0]
-        origin = self.bundle.manifest.provenance.get(f"checkpoint of {network}", "")
-        return not origin.startswith(RANDOM_ORIGIN)
+        return is_trained(self.bundle, self.entry)
 
     def variants(self, backends: Sequence[str]) -> list[tuple[str, Precision]]:
         """Every other way to run this path: backend by backend, in the order in which the manifest lists precisions."""
@@ -134,10 +138,17 @@ class _Path:
         )
 
 
-def _runnable(backends: Sequence[str] | None) -> tuple[list[str], list[str]]:
-    """Backends to run, and a sentence for each that cannot."""
+def _runnable(bundle: Bundle, backends: Sequence[str] | None) -> tuple[list[str], list[str]]:
+    """Backends that open the default path's graph on this machine, and a sentence for each that does not."""
     if backends is not None:
         return list(backends), []
-    reasons = {name: row.missing() for name, row in BACKENDS.items()}
-    skipped = [f"{name}: {reason}" for name, reason in reasons.items() if reason]
-    return [name for name, reason in reasons.items() if reason is None], skipped
+    graph = bundle.manifest.paths[bundle.manifest.default_path].graph
+    runnable, skipped = [], []
+    for name in BACKENDS:
+        try:
+            open_session(bundle, graph, backend=name).close()
+        except BackendError as error:
+            skipped.append(f"{name}: {error}")
+        else:
+            runnable.append(name)
+    return runnable, skipped

@@ -331,7 +331,7 @@ def open_session(
     ahead_of_time = api.FLAVOURS[flavour].ahead_of_time
     options = BuildOptions(
         flavour,
-        profiles=_profiles(inputs),
+        profiles=profiles_for(inputs),
         compute_capabilities=(driver.device.sm,) if ahead_of_time else (),
     )
     graph_sha256 = hashlib.sha256(model).hexdigest()
@@ -342,7 +342,8 @@ def open_session(
     return TensorRtSession(engine, module, driver, inputs=inputs, outputs=outputs)
 
 
-def _profiles(inputs: tuple[TensorSpec, ...]) -> tuple[dict[str, AxisRange], ...]:
+def profiles_for(inputs: tuple[TensorSpec, ...]) -> tuple[dict[str, AxisRange], ...]:
+    """What an engine is built for: a range per dynamic axis; none for a static graph. EngineError for an unknown axis."""
     axes = dict.fromkeys(axis for spec in inputs for axis in spec.shape if isinstance(axis, str))
     unknown = [axis for axis in axes if axis not in AXES]
     if unknown:

@@ -59,6 +59,20 @@ def test_the_network_agrees_with_itself() -> None:
     assert all(0 < figure.noise < 1e-6 and figure.tolerance == FP32.floor for figure in report.figures)
 
 
+def test_real_crops_take_the_place_of_plausible_numbers() -> None:
+    seen: list[np.ndarray] = []
+
+    class Listens(Runs):
+        def run(self, feed: Feed) -> dict[str, Any]:
+            seen.append(np.asarray(feed["descriptors"]))
+            return super().run(feed)
+
+    crops = np.random.default_rng(0).normal(size=(6, 4, 8)).astype(np.float32)
+    check_parity(source(Net()), Listens(source(Net())), crops={"descriptors": crops})
+    np.testing.assert_array_equal(seen[0], crops[:1])
+    np.testing.assert_array_equal(seen[1], crops[1:4])
+
+
 @pytest.mark.parametrize("which", ["small", "large"])
 def test_a_difference_in_one_output_is_found_at_its_own_scale(which: str) -> None:
     other = Net()

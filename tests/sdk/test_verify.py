@@ -6,12 +6,12 @@ import json
 from pathlib import Path
 from typing import Any
 
-import cv2
 import numpy as np
 import onnx
 import pytest
 import toy_bundles
 from onnx import numpy_helper
+from recordings import write_recording
 from typer.testing import CliRunner
 
 from posekit.cli import app
@@ -23,21 +23,7 @@ T_OF_BOX[0, 0] = 0.001
 
 @pytest.fixture(scope="module")
 def recording(tmp_path_factory: Any) -> Path:
-    """A BOP scene: one object per image, each box elsewhere, each image different."""
-    root: Path = tmp_path_factory.mktemp("bop")
-    scene = root / "test" / "000001"
-    (scene / "rgb").mkdir(parents=True)
-    rng = np.random.default_rng(0)
-    gt = {"cam_R_m2c": np.eye(3).ravel().tolist(), "cam_t_m2c": [0, 0, 500], "obj_id": 1}
-    rows: dict[str, Any] = {"scene_camera": {}, "scene_gt": {}, "scene_gt_info": {}}
-    for i in range(FRAMES):
-        image = cv2.resize(rng.integers(0, 255, (12, 16, 3), dtype=np.uint8), (160, 120))
-        cv2.imwrite(str(scene / "rgb" / f"{i:06d}.png"), image)
-        rows["scene_camera"][i] = {"cam_K": [150, 0, 79.5, 0, 150, 59.5, 0, 0, 1]}
-        rows["scene_gt"][i], rows["scene_gt_info"][i] = [gt], [{"bbox_obj": [10 + i, 40, 40, 40]}]
-    for name, content in rows.items():
-        (scene / f"{name}.json").write_text(json.dumps(content))
-    return root
+    return write_recording(tmp_path_factory.mktemp("bop"), FRAMES)
 
 
 def bundle(folder: Path, shift_m: float) -> Path:

@@ -8,6 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from posekit.export.precision.judge import Measured
 from posekit.export.precision.search import Candidate, kept_nodes, searched
 from posekit.export.verify.figures import Figures, Spread
 from posekit.export.verify.gates import Gates, judged
@@ -30,7 +31,7 @@ class Additive:
         )
         gates = judged(seen, still, Gates(rotation_p95_deg=LIMIT), trained=True)
         kept = tuple(block for block in self.costs if block not in quantised)
-        return Candidate(kept, seen, gates, latency_ms=10 + len(kept), size_bytes=100 + len(kept))
+        return Candidate(kept, Measured("toy", seen, gates, latency_ms=10 + len(kept), size_bytes=100 + len(kept)))
 
 
 @given(COSTS)

@@ -383,10 +383,10 @@ def test_l4t_is_read_from_its_release_file(tmp_path: Path, text: str, version: s
 
 def test_axes_of_unknown_range_are_refused() -> None:
     with pytest.raises(EngineError, match=r"'height'.*batch, views"):
-        tensorrt._profiles((TensorSpec("image", "uint8", ("batch", "height", 3)),))
-    assert tensorrt._profiles((TensorSpec("image", "uint8", (1, 480, 3)),)) == ()
+        tensorrt.profiles_for((TensorSpec("image", "uint8", ("batch", "height", 3)),))
+    assert tensorrt.profiles_for((TensorSpec("image", "uint8", (1, 480, 3)),)) == ()
     both = (TensorSpec("a", "float32", ("batch", 3)), TensorSpec("b", "float32", (3, "views")))
-    assert list(tensorrt._profiles(both)[0]) == ["batch", "views"]
+    assert list(tensorrt.profiles_for(both)[0]) == ["batch", "views"]
 
 
 class Builds:

@@ -1,0 +1,88 @@
+"""Engines compiled ahead of time with TensorRT-RTX, GPU or no GPU, and their kernels held against the graphs."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+
+import onnx
+
+from posekit.export.kernel_types import product_types
+from posekit.runtime.backends.tensorrt import profiles_for
+from posekit.runtime.bundle import Bundle
+from posekit.runtime.engines.api import FlavourName, tensorrt_module
+from posekit.runtime.engines.build import build_plan
+from posekit.runtime.engines.cache import EngineCache, EngineKey
+from posekit.runtime.engines.kernels import check_kernels
+from posekit.runtime.engines.options import RTX_CAPABILITIES, BuildOptions
+from posekit.runtime.manifest import Precision
+
+FLAVOUR: FlavourName = "rtx"
+Progress = Callable[[str, int, int], None]
+
+
+@dataclass(frozen=True)
+class CompiledEngine:
+    """One plan. kernels: number of convolutions and matrix products by the type that they multiply.
+
+    seconds: of the build, whenever that was.  path: of the raw plan in the cache, None where it could not be kept.
+    """
+
+    graph: str
+    precision: Precision
+    compute_capability: int
+    seconds: float
+    size_bytes: int
+    kernels: dict[str, int]
+    path: Path | None
+    reason: str
+
+
+def compile_ahead(bundle: Bundle, progress: Progress, cache: EngineCache | None = None) -> tuple[CompiledEngine, ...]:
+    """Compile every fp16 and int8 graph for every GPU that TensorRT-RTX knows, as a session there would ask for it.
+
+    A plan per compute capability: in one for several, one list of kernels would speak for all. Plans that are in the
+    cache are not built again. Raises EngineError for what cannot be compiled, and where a kernel has another number type
+    than its graph says.
+    """
+    version: str = tensorrt_module(FLAVOUR).__version__
+    store = cache or EngineCache()
+    rows = [
+        (graph, precision, capability)
+        for graph, entry in bundle.manifest.graphs.items()
+        for precision in entry.variants
+        if precision != "fp32"
+        for capability in RTX_CAPABILITIES
+    ]
+    compiled = []
+    for done, (graph, precision, capability) in enumerate(rows):
+        progress("engines", done, len(rows))
+        compiled.append(_compiled(bundle, graph, precision, capability, version, store))
+    progress("engines", len(rows), len(rows))
+    return tuple(compiled)
+
+
+def _compiled(
+    bundle: Bundle, graph: str, precision: Precision, capability: int, version: str, store: EngineCache
+) -> CompiledEngine:
+    entry = bundle.manifest.graphs[graph]
+    member = entry.variants[precision]
+    content = bytes(bundle.read(member))
+    options = BuildOptions(FLAVOUR, profiles_for(entry.inputs), compute_capabilities=(capability,))
+    key = EngineKey(bundle.manifest.files[member].sha256, options, version)
+    found = store.plan_for(key, partial(build_plan, content, entry.inputs, options))
+    check_kernels(found.report.kernels, product_types(onnx.load_from_string(content)))
+    products = Counter(kernel.multiplied for kernel in found.report.kernels if kernel.multiplies)
+    return CompiledEngine(
+        graph,
+        precision,
+        capability,
+        found.report.seconds,
+        len(found.plan),
+        dict(sorted(products.items())),
+        found.path,
+        found.reason,
+    )

@@ -1,0 +1,131 @@
+"""What precision costs and gives, graph by graph: a table and a plot of pose difference against latency and size."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from posekit.export.precision.judge import Measured
+from posekit.export.precision.variants import GraphVariants
+from posekit.export.verify.figures import Spread
+
+COLUMNS = (
+    "graph", "variant", "rotation deg p95", "translation mm p95", "worst output p95", "latency ms", "MB", "gates",
+)  # fmt: skip
+BYTES_PER_MB = 1e6
+ABSENT = "-"
+
+
+@dataclass(frozen=True)
+class Point:
+    """One file of a graph. chosen: it is in the bundle.  best: no other file is both nearer to fp32 and faster."""
+
+    graph: str
+    variant: str
+    measured: Measured
+    chosen: bool
+    best: bool
+
+
+def pareto_points(variants: Sequence[GraphVariants]) -> list[Point]:
+    """fp32, fp16 and every int8 candidate of each graph."""
+    points = []
+    for entry in variants:
+        rows = [(name, measured, True) for name, measured in entry.points.items()]
+        if entry.int8:
+            search = entry.int8.search
+            rows += [
+                (
+                    f"int8 {entry.int8.blocks - len(c.kept)}/{entry.int8.blocks} {c.measured.backend}",
+                    c.measured,
+                    c is search.chosen,
+                )
+                for c in search.tried
+            ]
+        costs = [(_cost(measured), measured.latency_ms) for _, measured, _ in rows]
+        points += [
+            Point(entry.graph, name, measured, chosen, not any(_beats(other, costs[i]) for other in costs))
+            for i, (name, measured, chosen) in enumerate(rows)
+        ]
+    return points
+
+
+def table_rows(points: Sequence[Point]) -> list[tuple[str, ...]]:
+    """COLUMNS per point; a star marks the best, brackets what is not in the bundle."""
+    return [
+        (
+            point.graph,
+            (point.variant if point.chosen else f"({point.variant})") + " *" * point.best,
+            _p95(point.measured.figures.rotation_deg),
+            _p95(point.measured.figures.translation_mm),
+            f"{_worst_output(point.measured):.4f}",
+            f"{point.measured.latency_ms:.2f}",
+            f"{point.measured.size_bytes / BYTES_PER_MB:.1f}",
+            "hold" if point.measured.passed else "missed",
+        )
+        for point in points
+    ]
+
+
+def markdown_from_points(points: Sequence[Point]) -> str:
+    rows = [COLUMNS, ("---",) * len(COLUMNS), *table_rows(points)]
+    return "\n".join("| " + " | ".join(row) + " |" for row in rows) + "\n"
+
+
+def plot_png(points: Sequence[Point], title: str) -> bytes:
+    """One panel per graph: p95 rotation difference (of random weights, of outputs) over latency; circles by file size.
+
+    Equal points give equal bytes.
+    """
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    graphs = list(dict.fromkeys(point.graph for point in points))
+    figure = Figure(figsize=(6 * len(graphs), 5), layout="constrained")
+    FigureCanvasAgg(figure)
+    panels = figure.subplots(1, len(graphs), squeeze=False)[0]
+    for panel, graph in zip(panels, graphs, strict=True):
+        mine = [point for point in points if point.graph == graph]
+        largest = max(point.measured.size_bytes for point in mine)
+        for point in mine:
+            measured = point.measured
+            panel.scatter(
+                measured.latency_ms,
+                _cost(measured),
+                s=40 + 400 * measured.size_bytes / largest,
+                color="tab:green" if measured.passed else "tab:red",
+                alpha=0.6 if point.chosen else 0.25,
+                edgecolors="black" if point.best else "none",
+            )
+            panel.annotate(
+                point.variant, (measured.latency_ms, _cost(measured)), xytext=(6, 6), textcoords="offset points"
+            )
+        posed = all(point.measured.figures.rotation_deg for point in mine)
+        panel.set(title=graph, xlabel="latency of one crop, ms (this machine)", xlim=(0, None))
+        panel.set_ylabel("rotation against fp32, p95, degrees" if posed else "outputs against fp32, p95, relative RMS")
+        panel.margins(0.15)
+        panel.grid(alpha=0.3)
+    figure.suptitle(
+        f"{title}: green holds its gates, outlined is Pareto-optimal, pale is not in the bundle; area is file size"
+    )
+    buffer = io.BytesIO()
+    figure.savefig(buffer, format="png", dpi=100, metadata={"Software": None})
+    return buffer.getvalue()
+
+
+def _cost(measured: Measured) -> float:
+    rotation = measured.figures.rotation_deg
+    return rotation.p95 if rotation else _worst_output(measured)
+
+
+def _worst_output(measured: Measured) -> float:
+    return max((spread.p95 for spread in measured.figures.outputs.values()), default=0.0)
+
+
+def _beats(one: tuple[float, float], other: tuple[float, float]) -> bool:
+    return one[0] <= other[0] and one[1] <= other[1] and one != other
+
+
+def _p95(spread: Spread | None) -> str:
+    return ABSENT if spread is None else f"{spread.p95:.2f}"
