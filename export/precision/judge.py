@@ -8,12 +8,13 @@ from dataclasses import dataclass
 from posekit.benchmarks.pose_error import ScoredObject, scored_object
 from posekit.export.verify.figures import Figures, figures_of
 from posekit.export.verify.gates import GateResult, Gates, judged
-from posekit.export.verify.observe import Observation, observe, variant_opener
+from posekit.export.verify.observe import observe
 from posekit.export.verify.samples import Sample
 from posekit.export.verify.verify import (
-    FLOOR_GREY_LEVELS,
     REFERENCE_BACKEND,
     REFERENCE_PRECISION,
+    Baseline,
+    baseline,
     check_enough,
     is_trained,
 )
@@ -42,8 +43,8 @@ class Measured:
 
 @dataclass(frozen=True, eq=False)
 class Judge:
-    """bundle: with the fp32 graphs.   reference: the path in fp32.   floor: the same against itself under noise.
-    trained: judged by poses, else by numbers.   backend: that runs what is judged.
+    """bundle: with the fp32 graphs.   base: the path in fp32, and under noise.   trained: judged by poses, else by numbers.
+    backend: that runs what is judged.
     """
 
     bundle: Bundle
@@ -52,24 +53,17 @@ class Judge:
     samples: Sequence[Sample]
     objects: Mapping[int, ScoredObject]
     gates: Gates
-    reference: Observation
-    floor: Figures
+    base: Baseline
     trained: bool
     backend: str
 
     @staticmethod
     def of(bundle: Bundle, path: str, samples: Sequence[Sample], gates: Gates, progress: Progress) -> Judge:
-        """For the main graph of a path. Runs fp32 twice. CalibrationError for too few samples of its objects."""
+        """For the main graph of a path; runs it in fp32. CalibrationError for too few samples of its objects."""
         entry = bundle.manifest.paths[path]
         mine = [sample for sample in samples if sample.detection.object_id in entry.object_ids]
         check_enough(mine, f"path {path}")
         objects = {o.id: scored_object(bundle, o) for o in bundle.manifest.objects if o.id in entry.object_ids}
-        opener = variant_opener(bundle, path, REFERENCE_BACKEND, REFERENCE_PRECISION)
-        stage = f"fp32 of {path}"
-        reference, shaken = (
-            observe(bundle, path, mine, opener, levels, lambda done, total: progress(stage, done, total))
-            for levels in (0, FLOOR_GREY_LEVELS)
-        )
         return Judge(
             bundle=bundle,
             path=path,
@@ -77,8 +71,7 @@ class Judge:
             samples=mine,
             objects=objects,
             gates=gates,
-            reference=reference,
-            floor=figures_of(reference, shaken, mine, objects),
+            base=baseline(bundle, path, mine, objects, progress),
             trained=is_trained(bundle, entry),
             backend=next(name for name in JUDGES if BACKENDS[name].missing() is None),
         )
@@ -94,6 +87,6 @@ class Judge:
             return open_session(self.bundle, name, backend=backend, precision=REFERENCE_PRECISION)
 
         seen = observe(self.bundle, self.path, self.samples, open_graph)
-        figures = figures_of(self.reference, seen, self.samples, self.objects)
-        results = judged(figures, self.floor, self.gates, self.trained)
+        figures = figures_of(self.base.reference, seen, self.samples, self.objects, self.base.settled)
+        results = judged(figures, self.base.floors, self.gates, self.trained)
         return Measured(backend, figures, results, seen.latency_ms[self.graph], len(content))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from posekit.export.precision.judge import Measured
 from posekit.export.precision.variants import GraphVariants
@@ -98,9 +99,7 @@ def plot_png(points: Sequence[Point], title: str) -> bytes:
                 alpha=0.6 if point.chosen else 0.25,
                 edgecolors="black" if point.best else "none",
             )
-            panel.annotate(
-                point.variant, (measured.latency_ms, _cost(measured)), xytext=(6, 6), textcoords="offset points"
-            )
+        _label(panel, [point for point in mine if point.chosen or point.best])
         posed = all(point.measured.figures.rotation_deg for point in mine)
         panel.set(title=graph, xlabel="latency of one crop, ms (this machine)", xlim=(0, None))
         panel.set_ylabel("rotation against fp32, p95, degrees" if posed else "outputs against fp32, p95, relative RMS")
@@ -112,6 +111,20 @@ def plot_png(points: Sequence[Point], title: str) -> bytes:
     buffer = io.BytesIO()
     figure.savefig(buffer, format="png", dpi=100, metadata={"Software": None})
     return buffer.getvalue()
+
+
+def _label(panel: Any, points: Sequence[Point]) -> None:
+    """What is in the bundle or Pareto-optimal, by name; labels of near points go up and down in turn."""
+    for k, point in enumerate(sorted(points, key=lambda point: point.measured.latency_ms)):
+        panel.annotate(
+            point.variant,
+            (point.measured.latency_ms, _cost(point.measured)),
+            xytext=(-6, 10 + 13 * (k % 3) if k % 2 else -18 - 13 * (k % 3)),
+            textcoords="offset points",
+            ha="right" if k == len(points) - 1 else "left",
+            fontsize=8,
+            arrowprops={"arrowstyle": "-", "lw": 0.5},
+        )
 
 
 def _cost(measured: Measured) -> float:

@@ -17,6 +17,7 @@ from posekit.runtime.pose import Pose
 MM_PER_M = 1000.0
 DESCRIPTORS, RANKING = "descriptors", "index"
 TOP_K = 5
+SETTLED_DEG, SETTLED_OF_DIAMETER = 5.0, 0.1
 
 
 @dataclass(frozen=True)
@@ -31,6 +32,7 @@ class Spread:
 class Figures:
     """A variant against the reference on n samples.
 
+    settled: share of samples whose pose the picture determines (`settled_samples`); the spreads of pose are over these.
     lost, gained: share of samples where only the reference, or only the variant, found a pose.
     rotation_deg, translation_mm, translation_of_diameter: between the two poses where both were found, to the nearest
     symmetric copy.   add_recall_drop: ADD(-S) recall at 0.1 diameters of the reference minus the variant's, over samples
@@ -41,6 +43,7 @@ class Figures:
     """
 
     n: int
+    settled: float
     lost: float
     gained: float
     rotation_deg: Spread | None
@@ -56,12 +59,16 @@ class Figures:
 
 
 def figures_of(
-    reference: Observation, variant: Observation, samples: Sequence[Sample], objects: Mapping[int, ScoredObject]
+    reference: Observation,
+    variant: Observation,
+    samples: Sequence[Sample],
+    objects: Mapping[int, ScoredObject],
+    settled: Sequence[bool] | None = None,
 ) -> Figures:
-    """Compare two observations of the same samples. objects: by id, those of the samples."""
+    """Compare two observations of the same samples. objects: by id, those of the samples.  settled: all if None."""
     pairs = list(zip(reference.poses, variant.poses, samples, strict=True))
-    both = [(a, b, objects[s.detection.object_id]) for a, b, s in pairs if a is not None and b is not None]
-    errors = [(*rotation_translation_errors(b, a, scored.transforms), scored.diameter_m) for a, b, scored in both]
+    found = _differences(reference, variant, samples, objects)
+    errors = [e for e, counts in zip(found, settled or [True] * len(found), strict=True) if e is not None and counts]
     recalls = [_recalled(samples, observed.poses, objects) for observed in (reference, variant)]
     n_true = len(recalls[0])
     cosines = [_cosine(a, b) for a, b in _outputs_of(DESCRIPTORS, reference, variant)]
@@ -69,6 +76,7 @@ def figures_of(
     floats = [name for name, array in (reference.outputs[0] if samples else {}).items() if array.dtype.kind == "f"]
     return Figures(
         n=len(samples),
+        settled=_share(settled) if settled is not None else 1.0,
         lost=_share(a is not None and b is None for a, b, _ in pairs),
         gained=_share(a is None and b is not None for a, b, _ in pairs),
         rotation_deg=_spread([math.degrees(rotation) for rotation, _, _ in errors]),
@@ -88,6 +96,37 @@ def figures_of(
             if (spread := _spread([_relative_rms(a, b) for a, b in _outputs_of(name, reference, variant)]))
         },
     )
+
+
+def settled_samples(
+    reference: Observation,
+    shaken: Sequence[Observation],
+    samples: Sequence[Sample],
+    objects: Mapping[int, ScoredObject],
+) -> tuple[bool, ...]:
+    """Whether noise that any camera makes leaves the pose where it is: found each time, within SETTLED_DEG and
+    SETTLED_OF_DIAMETER of the reference. A pose that noise moves farther says nothing about precision.
+    """
+    moved = [_differences(reference, observed, samples, objects) for observed in shaken]
+    return tuple(all(row is not None and _is_still(*row) for row in rows) for rows in zip(*moved, strict=True))
+
+
+def _is_still(rotation_rad: float, translation_m: float, diameter_m: float) -> bool:
+    return math.degrees(rotation_rad) <= SETTLED_DEG and translation_m <= SETTLED_OF_DIAMETER * diameter_m
+
+
+def _differences(
+    reference: Observation, variant: Observation, samples: Sequence[Sample], objects: Mapping[int, ScoredObject]
+) -> list[tuple[float, float, float] | None]:
+    """Per sample rotation, radians, translation, metres, and the object's diameter; None unless both found a pose."""
+    rows: list[tuple[float, float, float] | None] = []
+    for a, b, sample in zip(reference.poses, variant.poses, samples, strict=True):
+        scored = objects[sample.detection.object_id]
+        if a is None or b is None:
+            rows.append(None)
+        else:
+            rows.append((*rotation_translation_errors(b, a, scored.transforms), scored.diameter_m))
+    return rows
 
 
 def _outputs_of(name: str, reference: Observation, variant: Observation) -> list[tuple[np.ndarray, np.ndarray]]:

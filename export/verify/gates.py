@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields
 
 from posekit.export.verify.figures import Figures, Spread
@@ -68,16 +68,19 @@ _RANDOM_ROWS: dict[str, _Row] = {
 assert {*_POSE_ROWS, *_RANDOM_ROWS} == {field.name for field in fields(Gates)}
 
 
-def judged(figures: Figures, floor: Figures, gates: Gates, trained: bool) -> tuple[GateResult, ...]:
+def judged(figures: Figures, floors: Sequence[Figures], gates: Gates, trained: bool) -> tuple[GateResult, ...]:
     """Every gate that applies. A network with random weights is judged by its numbers, a trained one by its poses.
 
-    A figure that the floor reaches too is passed: no precision can be told from the camera's noise there.
+    floors: what noise does to the reference, in several draws. A figure that one of them reaches too is passed: no
+    precision can be told from the camera's noise there.
     """
     results = []
     for name, row in (_POSE_ROWS if trained else _RANDOM_ROWS).items():
-        value, own, limit = row.of(figures), row.of(floor), getattr(gates, name)
-        if value is None or own is None or limit is None:
+        value, limit = row.of(figures), getattr(gates, name)
+        drawn = [own for own in map(row.of, floors) if own is not None]
+        if value is None or limit is None or not drawn:
             continue
+        own = min(drawn) if row.at_least else max(drawn)
         allowed = min(limit, own) if row.at_least else max(limit, own)
         used = _share(1 - value, 1 - allowed) if row.at_least else _share(value, allowed)
         passed = value >= allowed if row.at_least else value <= allowed

@@ -21,7 +21,6 @@ from posekit.runtime.profiler import no_stage
 from posekit.runtime.session import Session
 from posekit.runtime.tensor import Feed, TensorSpec
 
-GREY_LEVEL_SEED = 0
 Outputs = dict[str, npt.NDArray[Any]]
 Advance = Callable[[int, int], None]
 
@@ -36,6 +35,23 @@ class Observation:
     outputs: tuple[Outputs, ...]
     backends: tuple[str, ...]
     latency_ms: dict[str, float]
+
+
+@dataclass(frozen=True, eq=False)
+class GreyNoise:
+    """Uniform noise of -levels .. +levels grey levels, another at every call; equal seeds, equal noise."""
+
+    levels: int
+    seed: int
+    rng: np.random.Generator = field(init=False)
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "rng", np.random.default_rng(self.seed))
+
+    def add(self, pixels: npt.NDArray[np.uint8]) -> None:
+        """In place."""
+        drawn = self.rng.integers(-self.levels, self.levels + 1, pixels.shape)
+        pixels[:] = np.clip(pixels.astype(np.int16) + drawn, 0, 255)
 
 
 @dataclass
@@ -75,13 +91,13 @@ def observe(
     path: str,
     samples: Sequence[Sample],
     open_graph: OpenGraph,
-    grey_levels: int = 0,
+    noise: GreyNoise | None = None,
     advance: Advance = lambda done, total: None,
 ) -> Observation:
     """Run a path crop by crop, through the code that runs on the device.
 
     open_graph: which backend and variant runs each graph; `variant_opener` for those of the bundle.
-    grey_levels: of uniform noise added to every pixel of the crops; what an unchanged scene does anyway.
+    noise: added to every pixel of the crops.
     Raises what opening and running the path raises.
     """
     entry = path_named(bundle, path)
@@ -93,14 +109,14 @@ def observe(
         return recorders[-1]
 
     found = PATHS[entry.kind](bundle, entry, recorded)
-    rng = np.random.default_rng(GREY_LEVEL_SEED)
     batch = CropBatch(entry.crop, [objects[i] for i in entry.object_ids], capacity=1)
     poses: list[Pose | None] = []
     outputs: list[Outputs] = []
     try:
         for done, sample in enumerate(samples):
             batch.cut(sample.image_rgb_u8, sample.intrinsics, [sample.detection])
-            _shake(batch.crops[0].pixels, grey_levels, rng)
+            if noise is not None:
+                noise.add(batch.crops[0].pixels)
             (result,) = found.poses(batch, [sample.detection], sample.intrinsics.undistorted(), no_stage)
             poses.append(result[0] if result else None)
             outputs.append({name: array[0] for recorder in recorders for name, array in recorder.last.items()})
@@ -119,10 +135,3 @@ def observe(
 def variant_opener(bundle: Bundle, path: str, backend: str, precision: Precision) -> OpenGraph:
     """The variants of a bundle: those graphs of the path that have this precision run it, the others fp32."""
     return graph_opener(bundle, path_named(bundle, path), backend, precision)
-
-
-def _shake(pixels: npt.NDArray[np.uint8], grey_levels: int, rng: np.random.Generator) -> None:
-    """Add -grey_levels .. +grey_levels to every value, in place."""
-    if grey_levels:
-        noise = rng.integers(-grey_levels, grey_levels + 1, pixels.shape)
-        pixels[:] = np.clip(pixels.astype(np.int16) + noise, 0, 255)

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import json
 
-from posekit.export.verify.figures import Figures, Spread
+from posekit.export.verify.figures import SETTLED_DEG, SETTLED_OF_DIAMETER, Figures, Spread
 from posekit.export.verify.gates import GateResult
 from posekit.export.verify.verify import FLOOR_GREY_LEVELS, Verdict, Verification
 from posekit.runtime.records import plain_from
 
 COLUMNS = (
-    "path", "precision", "backend", "crops", "rotation deg p50 / p95", "translation mm p50 / p95", "ADD(-S) drop",
+    "path", "precision", "backend", "crops (settled)", "rotation deg p50 / p95", "translation mm p50 / p95", "ADD(-S) drop",
     "lost", "top-1 / top-5", "cosine p1", "outputs p95", "verdict",
 )  # fmt: skip
 ABSENT = "-"
@@ -36,8 +36,9 @@ def markdown_from_verification(verification: Verification) -> str:
 def table_rows(verification: Verification) -> list[tuple[str, ...]]:
     """COLUMNS per variant, and per path what noise alone does to fp32."""
     floors = [
-        (path, "fp32", f"noise of {FLOOR_GREY_LEVELS} grey level", *_cells(figures), ABSENT)
-        for path, figures in verification.floors.items()
+        (path, "fp32", f"noise {k + 1}", *_cells(figures), ABSENT)
+        for path, draws in verification.floors.items()
+        for k, figures in enumerate(draws)
     ]
     rows = [(v.path, v.precision, v.backend, *_cells(v.figures), verdict_word(v)) for v in verification.verdicts]
     return sorted(rows + floors, key=lambda row: row[0])
@@ -49,7 +50,7 @@ def missed_gates(verification: Verification) -> list[str]:
         f"{v.path} {v.precision} on {v.backend}: {gate_sentence(gate)}"
         for v in verification.verdicts
         for gate in v.gates
-        if not gate.passed
+        if not gate.passed and v.binding
     ]
 
 
@@ -59,6 +60,8 @@ def gate_sentence(gate: GateResult) -> str:
 
 def verdict_word(verdict: Verdict) -> str:
     kind = "" if verdict.trained else ", random weights: numbers only"
+    if not verdict.binding:
+        return f"on request only{kind}"
     return ("pass" if verdict.passed else "MISSED") + kind
 
 
@@ -66,7 +69,9 @@ def reading(verification: Verification) -> str:
     """How to read the table."""
     return (
         f"Differences to fp32 on ONNX Runtime over {verification.n_samples} real crops, to the nearest symmetric copy; "
-        f"p95 is the 95th percentile. The row of noise is fp32 against itself with {FLOOR_GREY_LEVELS} grey level of noise."
+        f"p95 is the 95th percentile, of poses over the settled crops. Rows of noise: fp32 against itself with "
+        f"{FLOOR_GREY_LEVELS} grey level of noise; crops whose pose that moves by {SETTLED_DEG:g} degrees or "
+        f"{SETTLED_OF_DIAMETER:.0%} of the diameter are not settled."
     )
 
 
@@ -74,7 +79,7 @@ def _cells(figures: Figures) -> tuple[str, ...]:
     outputs = max((spread.p95 for spread in figures.outputs.values()), default=None)
     ranking = ABSENT if figures.top1 is None else f"{figures.top1:.1%} / {figures.top5:.1%}"
     return (
-        str(figures.n), _spread(figures.rotation_deg), _spread(figures.translation_mm), _percent(figures.add_recall_drop),
+        f"{figures.n} ({figures.settled:.0%})", _spread(figures.rotation_deg), _spread(figures.translation_mm), _percent(figures.add_recall_drop),
         _percent(figures.lost), ranking, _number(figures.cosine_p1), _number(outputs),
     )  # fmt: skip
 

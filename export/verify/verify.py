@@ -6,9 +6,9 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 from posekit.benchmarks.pose_error import ScoredObject, scored_object
-from posekit.export.verify.figures import Figures, figures_of
+from posekit.export.verify.figures import Figures, figures_of, settled_samples
 from posekit.export.verify.gates import GateResult, Gates, judged
-from posekit.export.verify.observe import Observation, observe, variant_opener
+from posekit.export.verify.observe import GreyNoise, Observation, observe, variant_opener
 from posekit.export.verify.samples import Sample
 from posekit.runtime.backends import BACKENDS, open_session
 from posekit.runtime.bundle import Bundle
@@ -18,6 +18,7 @@ from posekit.runtime.manifest import PathEntry, Precision
 REFERENCE_BACKEND = "onnxruntime"
 REFERENCE_PRECISION: Precision = "fp32"
 FLOOR_GREY_LEVELS = 1  # what two pictures of an unchanged scene differ by at least
+FLOOR_DRAWS = 3
 MIN_SAMPLES = 32
 RANDOM_ORIGIN = "random weights"
 Progress = Callable[[str, int, int], None]
@@ -25,13 +26,18 @@ Progress = Callable[[str, int, int], None]
 
 @dataclass(frozen=True)
 class Verdict:
-    """One variant of one path on one backend. trained: judged by poses; else, with random weights, by numbers."""
+    """One variant of one path on one backend. trained: judged by poses; else, with random weights, by numbers.
+
+    binding: the backend takes this variant of its own accord; one that prefers fp32 runs others on request only, in an
+    arithmetic that no device has, and its figures bind nobody.
+    """
 
     path: str
     precision: Precision
     backend: str
     ran_on: tuple[str, ...]
     trained: bool
+    binding: bool
     figures: Figures
     gates: tuple[GateResult, ...]
 
@@ -42,16 +48,16 @@ class Verdict:
 
 @dataclass(frozen=True)
 class Verification:
-    """floors: path -> the reference against itself under one grey level of noise.  skipped: what was not run, and why."""
+    """floors: path -> the reference against itself under noise, per draw.  skipped: what was not run, and why."""
 
     n_samples: int
-    floors: dict[str, Figures]
+    floors: dict[str, tuple[Figures, ...]]
     verdicts: tuple[Verdict, ...]
     skipped: tuple[str, ...]
 
     @property
     def passed(self) -> bool:
-        return all(verdict.passed for verdict in self.verdicts)
+        return all(verdict.passed for verdict in self.verdicts if verdict.binding)
 
 
 def verify_bundle(
@@ -67,21 +73,47 @@ def verify_bundle(
     """
     wanted, skipped = _runnable(bundle, backends)
     scored = {entry.id: scored_object(bundle, entry) for entry in bundle.manifest.objects}
-    floors: dict[str, Figures] = {}
+    floors: dict[str, tuple[Figures, ...]] = {}
     verdicts: list[Verdict] = []
     for path, entry in bundle.manifest.paths.items():
         mine = [sample for sample in samples if sample.detection.object_id in entry.object_ids]
         check_enough(mine, f"path {path}")
         one = _Path(bundle, path, entry, mine, scored, progress)
-        reference = one.seen(REFERENCE_BACKEND, REFERENCE_PRECISION)
-        shaken = one.seen(REFERENCE_BACKEND, REFERENCE_PRECISION, FLOOR_GREY_LEVELS)
-        floors[path] = figures_of(reference, shaken, mine, scored)
+        base = baseline(bundle, path, mine, scored, progress)
+        floors[path] = base.floors
         for backend, precision in one.variants(wanted):
             seen = one.seen(backend, precision)
-            figures = figures_of(reference, seen, mine, scored)
-            results = judged(figures, floors[path], gates, one.trained)
-            verdicts.append(Verdict(path, precision, backend, seen.backends, one.trained, figures, results))
+            figures = figures_of(base.reference, seen, mine, scored, base.settled)
+            results = judged(figures, base.floors, gates, one.trained)
+            binding = _takes(backend, precision)
+            verdicts.append(Verdict(path, precision, backend, seen.backends, one.trained, binding, figures, results))
     return Verification(len(samples), floors, tuple(verdicts), tuple(skipped))
+
+
+@dataclass(frozen=True, eq=False)
+class Baseline:
+    """fp32 on the reference backend, and what noise does to it. settled: per sample, whether its pose stays put."""
+
+    reference: Observation
+    floors: tuple[Figures, ...]
+    settled: tuple[bool, ...]
+
+
+def baseline(
+    bundle: Bundle, path: str, samples: Sequence[Sample], objects: Mapping[int, ScoredObject], progress: Progress
+) -> Baseline:
+    """Run the path in fp32, plain and under each draw of noise."""
+    opener = variant_opener(bundle, path, REFERENCE_BACKEND, REFERENCE_PRECISION)
+
+    def seen(what: str, noise: GreyNoise | None) -> Observation:
+        stage = f"fp32 of {path}{what}"
+        return observe(bundle, path, samples, opener, noise, lambda done, total: progress(stage, done, total))
+
+    reference = seen("", None)
+    shaken = [seen(f", noise {k + 1}", GreyNoise(FLOOR_GREY_LEVELS, k)) for k in range(FLOOR_DRAWS)]
+    settled = settled_samples(reference, shaken, samples, objects)
+    floors = tuple(figures_of(reference, one, samples, objects, settled) for one in shaken)
+    return Baseline(reference, floors, settled)
 
 
 def check_enough(samples: Sequence[Sample], what: str) -> None:
@@ -125,17 +157,21 @@ class _Path:
             and (backend, precision) != (REFERENCE_BACKEND, REFERENCE_PRECISION)
         ]
 
-    def seen(self, backend: str, precision: Precision, grey_levels: int = 0) -> Observation:
-        noise = " under noise" * bool(grey_levels)
-        stage = f"verify {self.name} {precision} on {backend}{noise}"
+    def seen(self, backend: str, precision: Precision) -> Observation:
+        stage = f"verify {self.name} {precision} on {backend}"
         return observe(
             self.bundle,
             self.name,
             self.samples,
             variant_opener(self.bundle, self.name, backend, precision),
-            grey_levels,
             advance=lambda done, total: self.progress(stage, done, total),
         )
+
+
+def _takes(backend: str, precision: Precision) -> bool:
+    """Whether a backend runs this precision rather than fp32, or it is fp32."""
+    order = BACKENDS[backend].precisions
+    return order.index(precision) <= order.index("fp32")
 
 
 def _runnable(bundle: Bundle, backends: Sequence[str] | None) -> tuple[list[str], list[str]]:

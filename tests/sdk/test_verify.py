@@ -45,7 +45,7 @@ def bundle(folder: Path, shift_m: float) -> Path:
 
 
 def verify(*arguments: object) -> Any:
-    return CliRunner().invoke(app, ["verify", *map(str, arguments), "--backend", "onnxruntime"])
+    return CliRunner().invoke(app, ["verify", *map(str, arguments), "--backend", "openvino"])
 
 
 def test_a_variant_within_its_gates_passes_with_reports(recording: Path, tmp_path: Path) -> None:
@@ -55,14 +55,15 @@ def test_a_variant_within_its_gates_passes_with_reports(recording: Path, tmp_pat
     assert "next: posekit run" in result.stdout
     report = json.loads((tmp_path / "report" / "verification.json").read_text())
     assert report["passed"] is True
-    assert {(v["path"], v["precision"], v["passed"]) for v in report["verdicts"]} == {("regressor", "fp16", True)}
-    assert "| regressor | fp16 | onnxruntime | 40 |" in (tmp_path / "report" / "verification.md").read_text()
+    (verdict,) = (v for v in report["verdicts"] if v["precision"] == "fp16")
+    assert (verdict["path"], verdict["passed"]) == ("regressor", True)
+    assert "| regressor | fp16 | openvino | 40 (100%) |" in (tmp_path / "report" / "verification.md").read_text()
 
 
 def test_a_missed_gate_is_exit_code_1_and_a_sentence(recording: Path, tmp_path: Path) -> None:
     result = verify(bundle(tmp_path, 0.1), recording)
     assert result.exit_code == 1, result.output
-    assert "regressor fp16 on onnxruntime: translation_p95_of_diameter is 0.5" in result.stdout
+    assert "regressor fp16 on openvino: translation_p95_of_diameter is 0.5" in result.stdout
     summary = json.loads(verify(bundle(tmp_path, 0.1), recording, "--json").stdout)
     assert summary["passed"] is False
     assert verify(bundle(tmp_path, 0.1), recording, "--gate", "translation_p95_of_diameter=none").exit_code == 0

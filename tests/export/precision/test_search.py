@@ -27,9 +27,9 @@ class Additive:
         self.measured.append(tuple(quantised))
         total = sum(self.costs[block] for block in quantised)
         seen, still = (
-            Figures(40, 0, 0, Spread(0, x), None, None, 0, None, None, None, None, None, {}) for x in (total, 0)
+            Figures(40, 1, 0, 0, Spread(0, x), None, None, 0, None, None, None, None, None, {}) for x in (total, 0)
         )
-        gates = judged(seen, still, Gates(rotation_p95_deg=LIMIT), trained=True)
+        gates = judged(seen, [still], Gates(rotation_p95_deg=LIMIT), trained=True)
         kept = tuple(block for block in self.costs if block not in quantised)
         return Candidate(kept, Measured("toy", seen, gates, latency_ms=10 + len(kept), size_bytes=100 + len(kept)))
 

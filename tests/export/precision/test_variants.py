@@ -144,7 +144,6 @@ def test_a_missed_gate_leaves_no_bundle_but_a_report(
 ) -> None:
     """Without a noise floor, float16 cannot hold a gate of zero."""
     monkeypatch.setattr("posekit.export.verify.verify.FLOOR_GREY_LEVELS", 0)
-    monkeypatch.setattr("posekit.export.precision.judge.FLOOR_GREY_LEVELS", 0)
     out = tmp_path / "missed.posekit"
     out.write_bytes(b"PK\3\4 an older bundle")
     gates = 'source = "recording"\n[gates]\ntranslation_p95_of_diameter = 0\n'
