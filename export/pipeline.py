@@ -104,7 +104,8 @@ def export_recipe(
 ) -> ExportReport:
     """Export everything that the recipe names into one bundle at `out`; equal input gives equal bytes.
 
-    engines: also compile the fp16 and int8 graphs with TensorRT-RTX, into the engine cache.  progress: called with a stage's name and how much of it is done. Any PosekitError leaves `out` as it was.
+    engines: also compile the fp16 and int8 graphs with TensorRT-RTX, into the engine cache.
+    progress: called with a stage's name and how much of it is done. Any PosekitError leaves `out` as it was.
     """
     start = time.perf_counter()
     _check_default_path(recipe)
@@ -123,11 +124,14 @@ def export_recipe(
             _add_network(draft, entry)
         _add_parity(draft)
         variants, verification = _add_variants(draft, detector, out) if recipe.precision.variants else ((), None)
+        compiled = _add_engines(draft, detector) if engines else ()
         progress("pack", 0, 1)
         packed = pack_bundle(out, _manifest(draft, detector), draft.members)
         progress("pack", 1, 1)
     seconds = time.perf_counter() - start
-    return ExportReport(out, packed.size, seconds, packed.manifest, draft.exported, draft.banks, variants, verification)
+    return ExportReport(
+        out, packed.size, seconds, packed.manifest, draft.exported, draft.banks, variants, verification, compiled
+    )
 
 
 def _check_default_path(recipe: ExportRecipe) -> None:
