@@ -257,6 +257,22 @@ def lint(
 
 
 @app.command()
+def doctor(
+    bundle: Annotated[Path | None, typer.Argument(metavar="[X.posekit]", help="What of it loads here.")] = None,
+    json: AsJson = False,
+) -> None:
+    """Try what this machine can run: every backend for real, and every variant of a bundle. Exit code 3: nothing runs."""
+    from posekit import doctor_view, render
+    from posekit.doctor import diagnose
+
+    with render.progress("trying every backend") as update:
+        diagnosis = diagnose(bundle, update)
+    render.show_json(diagnosis) if json else doctor_view.show_diagnosis(diagnosis)
+    if not diagnosis.can_run:
+        raise typer.Exit(ENVIRONMENT)
+
+
+@app.command()
 def systems(json: AsJson = False) -> None:
     """List the published systems that posekit can export."""
     from posekit import render

@@ -21,11 +21,13 @@ class Backend:
     """missing: why it cannot run on this machine, or None.  precisions: in the order it prefers a graph's variants.
 
     open: the graph's bytes, its entry in the manifest and a number of threads (None: its own choice) -> a session.
+    engine: whose engines it opens, and builds where the cache has none; None: it needs none.
     """
 
     missing: Callable[[], str | None]
     precisions: tuple[Precision, ...]
     open: Callable[[memoryview, GraphEntry, int | None], Session]
+    engine: FlavourName | None = None
 
 
 @dataclass(frozen=True)
@@ -57,8 +59,10 @@ SMALLEST_FIRST: tuple[Precision, ...] = ("int8", "fp16", "fp32")
 PLAIN_FIRST: tuple[Precision, ...] = ("fp32", "fp16", "int8")
 
 BACKENDS: dict[str, Backend] = {
-    "tensorrt": Backend(partial(tensorrt.missing, "tensorrt"), SMALLEST_FIRST, partial(_tensorrt, "tensorrt")),
-    "tensorrt-rtx": Backend(partial(tensorrt.missing, "rtx"), SMALLEST_FIRST, partial(_tensorrt, "rtx")),
+    "tensorrt": Backend(
+        partial(tensorrt.missing, "tensorrt"), SMALLEST_FIRST, partial(_tensorrt, "tensorrt"), "tensorrt"
+    ),
+    "tensorrt-rtx": Backend(partial(tensorrt.missing, "rtx"), SMALLEST_FIRST, partial(_tensorrt, "rtx"), "rtx"),
     "onnxruntime-cuda": Backend(ort.missing_cuda, ("fp16", "fp32"), partial(_ort, ort.CUDA)),
     "openvino": Backend(openvino.missing, SMALLEST_FIRST, _openvino),
     "onnxruntime": Backend(ort.missing, PLAIN_FIRST, partial(_ort, ort.CPU)),

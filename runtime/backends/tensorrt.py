@@ -11,7 +11,6 @@ import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
-from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
@@ -30,6 +29,7 @@ from posekit.runtime.engines.causes import remedy_for
 from posekit.runtime.engines.options import AxisRange, BuildOptions
 from posekit.runtime.engines.plan import engine_from_plan
 from posekit.runtime.errors import BackendError, EngineError, SpecError
+from posekit.runtime.machine import l4t
 from posekit.runtime.session import Session
 from posekit.runtime.tensor import Feed, TensorSpec, check_feed, written
 
@@ -43,7 +43,6 @@ DTYPES = {
 }  # fmt: skip
 # What the dynamic axes of posekit's graphs range over: crops of a pass (estimator.CROPS_AT_ONCE), views of a bank.
 AXES = {"batch": AxisRange(1, 4, 16), "views": AxisRange(5, 642, 8192)}
-L4T_RELEASE = Path("/etc/nv_tegra_release")
 
 Key = tuple[tuple[tuple[int, ...], int], ...]  # per input its shape and its address
 
@@ -328,18 +327,26 @@ def open_session(
     """
     driver = driver or cuda.open_driver()  # first: without a GPU nothing needs to be built
     module = api.tensorrt_module(flavour)
+    key = key_for(model, inputs, flavour, driver)
+    with driver.current():
+        cached = (cache or EngineCache()).plan_for(key, partial(build_plan, model, inputs, key.options))
+        engine = engine_from_plan(flavour, cached.plan)
+    return TensorRtSession(engine, module, driver, inputs=inputs, outputs=outputs)
+
+
+def key_for(
+    model: bytes | memoryview, inputs: tuple[TensorSpec, ...], flavour: FlavourName, driver: Driver
+) -> EngineKey:
+    """What `open_session` looks its engine up by. Raises EngineError: no such module, an axis of unknown range."""
     ahead_of_time = api.FLAVOURS[flavour].ahead_of_time
     options = BuildOptions(
         flavour,
         profiles=profiles_for(inputs),
         compute_capabilities=(driver.device.sm,) if ahead_of_time else (),
     )
+    version = api.tensorrt_module(flavour).__version__
     graph_sha256 = hashlib.sha256(model).hexdigest()
-    key = EngineKey(graph_sha256, options, module.__version__, None if ahead_of_time else _device(driver))
-    with driver.current():
-        cached = (cache or EngineCache()).plan_for(key, partial(build_plan, model, inputs, options))
-        engine = engine_from_plan(flavour, cached.plan)
-    return TensorRtSession(engine, module, driver, inputs=inputs, outputs=outputs)
+    return EngineKey(graph_sha256, options, version, None if ahead_of_time else _device(driver))
 
 
 def profiles_for(inputs: tuple[TensorSpec, ...]) -> tuple[dict[str, AxisRange], ...]:
@@ -357,17 +364,8 @@ def profiles_for(inputs: tuple[TensorSpec, ...]) -> tuple[dict[str, AxisRange], 
 
 
 def _device(driver: Driver) -> Device:
-    """l4t: "36.4.3" of "# R36 (release), REVISION: 4.3, ..."."""
     sm = driver.device.sm
-    return Device(driver.device.name, f"{sm // 10}.{sm % 10}", _l4t(L4T_RELEASE))
-
-
-def _l4t(release: Path) -> str | None:
-    try:
-        words = release.read_text().replace(",", " ").split()
-        return f"{words[1].removeprefix('R')}.{words[words.index('REVISION:') + 1]}"
-    except (OSError, ValueError, IndexError):
-        return None
+    return Device(driver.device.name, f"{sm // 10}.{sm % 10}", l4t())
 
 
 def _spec(engine: Any, module: Any, index: int) -> TensorSpec:

@@ -28,6 +28,7 @@ from posekit.runtime.engines.cache import Device, EngineCache
 from posekit.runtime.engines.options import BuildOptions
 from posekit.runtime.errors import BackendError, EngineError, SpecError
 from posekit.runtime.estimator import CROPS_AT_ONCE
+from posekit.runtime.machine import l4t
 from posekit.runtime.tensor import TensorSpec
 
 Array = npt.NDArray[Any]
@@ -365,22 +366,6 @@ def test_two_streams_on_one_memory_are_a_violation() -> None:
             cuda.copy_to_host(array, pointer, second)
 
 
-@pytest.mark.parametrize(
-    ("text", "version"),
-    [
-        ("# R36 (release), REVISION: 4.3, GCID: 38968081, BOARD: generic", "36.4.3"),
-        ("# R38 (release), REVISION: 2.0, GCID: 1", "38.2.0"),
-        ("nothing of the kind", None),
-        ("", None),
-    ],
-)
-def test_l4t_is_read_from_its_release_file(tmp_path: Path, text: str, version: str | None) -> None:
-    path = tmp_path / "nv_tegra_release"
-    path.write_text(text)
-    assert tensorrt._l4t(path) == version
-    assert tensorrt._l4t(tmp_path / "none") is None
-
-
 def test_axes_of_unknown_range_are_refused() -> None:
     with pytest.raises(EngineError, match=r"'height'.*batch, views"):
         tensorrt.profiles_for((TensorSpec("image", "uint8", ("batch", "height", 3)),))
@@ -418,8 +403,8 @@ def test_an_engine_is_built_once_per_gpu_and_kept(
         built.append(len(builds.options))
     assert built == [1, 0, 1]
     assert {entry.record.key.device for entry in cache.entries()} == {
-        Device("Simulated GPU", "8.7", tensorrt._l4t(tensorrt.L4T_RELEASE)),
-        Device("Another GPU", "8.9", tensorrt._l4t(tensorrt.L4T_RELEASE)),
+        Device("Simulated GPU", "8.7", l4t()),
+        Device("Another GPU", "8.9", l4t()),
     }
 
 
