@@ -28,7 +28,7 @@ JUDGES = ("openvino", REFERENCE_BACKEND)  # the first that is here runs candidat
 
 @dataclass(frozen=True)
 class Measured:
-    """One file in the graph's place. backend: that ran it.   latency_ms: median of one crop, wall clock, this machine."""
+    """One file in the graph's place. backend: that ran it.   latency_ms: fastest run of one crop, this machine."""
 
     backend: str
     figures: Figures

@@ -16,6 +16,7 @@ COLUMNS = (
 )  # fmt: skip
 BYTES_PER_MB = 1e6
 ABSENT = "-"
+LEAST_SCALE = 0.01  # of a plot's cost axis: below that there is nothing to see
 
 
 @dataclass(frozen=True)
@@ -101,9 +102,12 @@ def plot_png(points: Sequence[Point], title: str) -> bytes:
             )
         _label(panel, [point for point in mine if point.chosen or point.best])
         posed = all(point.measured.figures.rotation_deg for point in mine)
-        panel.set(title=graph, xlabel="latency of one crop, ms (this machine)", xlim=(0, None))
+        slowest, worst = (
+            max(column) for column in zip(*((p.measured.latency_ms, _cost(p.measured)) for p in mine), strict=True)
+        )
+        panel.set(title=graph, xlabel="latency of one crop, ms (this machine)", xlim=(0, 1.3 * slowest))
+        panel.set_ylim(-0.1 * max(worst, LEAST_SCALE), 1.25 * max(worst, LEAST_SCALE))
         panel.set_ylabel("rotation against fp32, p95, degrees" if posed else "outputs against fp32, p95, relative RMS")
-        panel.margins(0.15)
         panel.grid(alpha=0.3)
     figure.suptitle(
         f"{title}: green holds its gates, outlined is Pareto-optimal, pale is not in the bundle; area is file size"

@@ -28,7 +28,8 @@ Advance = Callable[[int, int], None]
 @dataclass(frozen=True, eq=False)
 class Observation:
     """poses: per sample, None where none was found.  outputs: per sample, every output of the path's graphs by name.
-    backends: what really ran, a line per graph.  latency_ms: graph -> median of one run with one crop, wall clock.
+    backends: what really ran, a line per graph.  latency_ms: graph -> its fastest run with one crop,
+    wall clock: what the machine can do when nothing else wants it.
     """
 
     poses: tuple[Pose | None, ...]
@@ -128,7 +129,7 @@ def observe(
         tuple(poses),
         tuple(outputs),
         tuple(recorder.backend for recorder in recorders),
-        {recorder.name: float(np.median(recorder.runs_ns)) / 1e6 for recorder in recorders if recorder.runs_ns},
+        {recorder.name: min(recorder.runs_ns) / 1e6 for recorder in recorders if recorder.runs_ns},
     )
 
 
