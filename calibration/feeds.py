@@ -225,10 +225,10 @@ def _portion(rows: Sequence[tuple[Arrays, Sample]]) -> Portion:
 
 
 def _sample(frame: Frame, detection: Detection) -> Sample:
-    return Sample(frame.name, detection.object_id, detection.box_xyxy_px, _truth_of(frame, detection))
+    return Sample(frame.name, detection.object_id, detection.box_xyxy_px, true_pose_of(frame, detection))
 
 
-def _truth_of(frame: Frame, detection: Detection) -> Pose | None:
+def true_pose_of(frame: Frame, detection: Detection) -> Pose | None:
     """The pose of the true object of that kind whose box is the detection's, None without one."""
     best, pose = SAME_OBJECT_IOU, None
     for true in frame.truth or ():

@@ -19,12 +19,12 @@ import cv2
 import numpy as np
 import numpy.typing as npt
 
-from posekit.export.atomic import replacing
 from posekit.export.mesh import ObjectModel
 from posekit.export.recipe import BankRecipe
 from posekit.export.render import Image, Renderer, headlight, shade
 from posekit.export.tensor_file import write_tensor_file
 from posekit.export.viewsphere import view_rotations, viewsphere
+from posekit.runtime.atomic import replacing
 from posekit.runtime.bank import FORMAT, MIN_VIEWS
 from posekit.runtime.crop import CropPreset, crop
 from posekit.runtime.detection import box_from_mask

@@ -15,7 +15,6 @@ import torch
 from onnx import ModelProto
 from torch import Tensor, nn
 
-from posekit.export.atomic import write_whole
 from posekit.export.example_feed import example_feed
 from posekit.export.onnx_graph import MAX_BYTES, OPSET, check_graph, name_nodes, refused, specs_from_graph, strip_origin
 from posekit.export.onnx_simplify import simplified
@@ -24,6 +23,7 @@ from posekit.export.precision.half import HalfNetwork
 from posekit.export.precision.half_check import HalfReport, check_half
 from posekit.export.precision.half_graph import sensitive_in_float32
 from posekit.export.systems import GraphSource
+from posekit.runtime.atomic import write_whole
 from posekit.runtime.backends.ort import OrtSession
 from posekit.runtime.errors import ExportError
 from posekit.runtime.tensor import Feed, TensorSpec

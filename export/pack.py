@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import BinaryIO
 
-from posekit.export.atomic import replacing
+from posekit.runtime.atomic import replacing
 from posekit.runtime.bundle import LOCAL_HEADER_BYTES, MANIFEST, MAX_MANIFEST_BYTES, MAX_MEMBER_BYTES, Bundle
 from posekit.runtime.errors import BundleError, ExportError, OutputError, SourceError
 from posekit.runtime.manifest import Manifest, Member, json_from_manifest

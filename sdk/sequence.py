@@ -14,7 +14,7 @@ import numpy as np
 
 from posekit.benchmarks.accuracy import Accuracy, TruthScore, accuracy_from, image_scores
 from posekit.benchmarks.pose_error import scored_object
-from posekit.export.atomic import write_whole
+from posekit.runtime.atomic import write_whole
 from posekit.runtime.boxes import Boxes, boxes_from
 from posekit.runtime.bundle import Bundle
 from posekit.runtime.detection import Detection, PoseEstimate

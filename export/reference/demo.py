@@ -7,10 +7,10 @@ from dataclasses import dataclass
 from importlib.resources import files
 from pathlib import Path
 
-from posekit.export.atomic import write_whole
 from posekit.export.mesh import write_ply
 from posekit.export.reference.objects import reference_objects
 from posekit.export.reference.scenes import random_scenes, write_bop
+from posekit.runtime.atomic import write_whole
 from posekit.runtime.errors import OutputError
 
 RECIPE = "reference.toml"

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Collection, Iterator
 from dataclasses import dataclass
 
-from posekit.benchmarks.accuracy import DETECTED_IOU, box_iou
-from posekit.runtime.bop import TrueObject
+from posekit.calibration.feeds import spread, true_pose_of
 from posekit.runtime.boxes import Boxes
 from posekit.runtime.detection import Detection
 from posekit.runtime.image_file import Image
@@ -29,14 +29,19 @@ class Sample:
 def samples_from(
     source: str, boxes: Boxes, intrinsics: Intrinsics | None, object_ids: Collection[int], at_most: int
 ) -> list[Sample]:
-    """Boxes of these objects, spread evenly over the whole source; only the frames of those chosen are kept.
+    """Boxes of these objects, the same share of each, spread evenly; only the frames of those chosen are kept.
 
     The source is read twice. Raises SourceError and InputError as the source and the boxes do.
     """
-    total = sum(1 for _ in _sightings(source, boxes, intrinsics, object_ids))
-    chosen = {k * total // at_most for k in range(at_most)} if total > at_most else set(range(total))
-    found = enumerate(_sightings(source, boxes, intrinsics, object_ids))
-    return [_sample(frame, detection) for k, (frame, detection) in found if k in chosen]
+    counts = Counter(detection.object_id for _, detection in _sightings(source, boxes, intrinsics, object_ids))
+    wanted = {object_id: set(places) for object_id, places in spread(counts, at_most).items()}
+    passed: Counter[int] = Counter()
+    samples = []
+    for frame, detection in _sightings(source, boxes, intrinsics, object_ids):
+        if passed[detection.object_id] in wanted[detection.object_id]:
+            samples.append(_sample(frame, detection))
+        passed[detection.object_id] += 1
+    return samples
 
 
 def _sightings(
@@ -52,18 +57,4 @@ def _sightings(
 
 def _sample(frame: Frame, detection: Detection) -> Sample:
     name = f"{frame.name} object {detection.object_id}"
-    return Sample(name, frame.image_rgb_u8, frame.intrinsics, detection, _true_pose(frame, detection))
-
-
-def _true_pose(frame: Frame, detection: Detection) -> Pose | None:
-    """Of the true object that the box shows: of its id, with the largest overlap, at least one half."""
-    overlaps = [
-        (_overlap(true, detection), true) for true in frame.truth or () if true.object_id == detection.object_id
-    ]
-    best = max(overlaps, key=lambda pair: pair[0], default=None)
-    return best[1].cam_from_obj if best and best[0] >= DETECTED_IOU else None
-
-
-def _overlap(true: TrueObject, detection: Detection) -> float:
-    boxes = (true.visible_box_xyxy_px, true.amodal_box_xyxy_px)
-    return max((box_iou(box, detection.box_xyxy_px) for box in boxes if box is not None), default=0.0)
+    return Sample(name, frame.image_rgb_u8, frame.intrinsics, detection, true_pose_of(frame, detection))

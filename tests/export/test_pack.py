@@ -10,8 +10,8 @@ from typing import Any
 import pytest
 from full_disk import full_disk
 
-from posekit.export.atomic import replacing, write_whole
 from posekit.export.pack import ALIGNMENT, check_output, pack_bundle
+from posekit.runtime.atomic import replacing, write_whole
 from posekit.runtime.bundle import LOCAL_HEADER_BYTES, MANIFEST, Bundle
 from posekit.runtime.crop import CropPreset
 from posekit.runtime.errors import ExportError, OutputError, SourceError
