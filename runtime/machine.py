@@ -146,7 +146,9 @@ def jetson(root: Path = ROOT) -> Jetson | None:
 def l4t(root: Path = ROOT) -> str | None:
     """ "36.4.3" of "# R36 (release), REVISION: 4.3, ..."."""
     numbers = re.search(
-        r"^# R(\d{1,4}) \(release\), REVISION: (\d+(?:\.\d+){0,3})\b", _text(root / "etc/nv_tegra_release") or ""
+        r"^# R(\d{1,4}) \(release\), REVISION: (\d+(?:\.\d+){0,3})\b",
+        _text(root / "etc/nv_tegra_release") or "",
+        re.ASCII,
     )
     return f"{numbers[1]}.{numbers[2]}" if numbers else None
 
