@@ -14,7 +14,7 @@ removed only with a new number. Absent keys mean: not there, or not known.
   row per variant and backend: "graph", "precision", "backend", "status", "found", "remedy", "engine". Status: loads; builds: the first run builds its engine; refused: the backend
   works and does not take this graph; absent, broken: as the check of the backend; not-offered: posekit does not run this
   precision there. "engine": "state" cached, to-build or foreign, its "digest" and "path", and how many "others" there
-  are for other GPUs or versions. "paths": path -> whether it runs here; "detector" likewise.
+  are for other GPUs or versions. "paths": path -> "runs" and its "graphs"; "detector": whether the bundle's own runs.
 - "next": commands to try, the first one first.
 
 Exit codes: 0 can_run, 3 not, 2 the bundle is damaged or no bundle.
@@ -22,60 +22,39 @@ Exit codes: 0 can_run, 3 not, 2 the bundle is damaged or no bundle.
 
 from __future__ import annotations
 
-import os
-import re
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
-from importlib import metadata
 from pathlib import Path
 from typing import Literal
 
 from posekit import __version__
+from posekit.checks import (
+    Check,
+    driver_check,
+    engine_cache_check,
+    export_tools_check,
+    library_check,
+    numpy_check,
+    python_check,
+    without_gpu,
+)
 from posekit.runtime.backends import AUTO_ORDER, BACKENDS
 from posekit.runtime.bundle import Bundle
 from posekit.runtime.cuda import PROVIDERS
-from posekit.runtime.cuda.cuda_python import REMEDY_DRIVER
 from posekit.runtime.cuda.driver import Device
-from posekit.runtime.engines.cache import CacheEntry, EngineCache
-from posekit.runtime.errors import PosekitError
+from posekit.runtime.engines.cache import CacheEntry
 from posekit.runtime.machine import Machine, machine_from_root
 from posekit.runtime.manifest import GraphEntry, Manifest, Precision
-from posekit.trial import TRIALS, Engine, Loading, Outcome, Status, foreign, tried, variants_for
+from posekit.trial import TRIALS, Engine, Loading, Outcome, foreign, tried, variants_for
 
 SCHEMA = 1
 AT_ONCE = 2  # trials side by side: more would need more memory than a small board has
-NEEDS_GPU = (*PROVIDERS, "tensorrt", "tensorrt-rtx", "onnxruntime-cuda")
-OLDEST_PYTHON = (3, 10)
 LoadStatus = Literal["loads", "builds", "refused", "absent", "broken", "not-offered"]
 Result = tuple[Outcome, tuple[Loading, ...]]
 Trial = Callable[..., Result]
 Update = Callable[[int, int], None]
-
-# Whose version it is, by the names that a package index has for it.
-DISTRIBUTIONS: dict[str, tuple[str, ...]] = {
-    "numpy": ("numpy",),
-    "opencv": ("opencv-python-headless", "opencv-python", "opencv-contrib-python-headless", "opencv-contrib-python"),
-    "cuda-bindings": ("cuda-bindings",),
-    "pycuda": ("pycuda",),
-    "tensorrt": ("tensorrt",),
-    "tensorrt-rtx": ("tensorrt-rtx", "tensorrt-rtx-cu13-bindings", "tensorrt-rtx-cu12-bindings"),
-    "onnxruntime-cuda": ("onnxruntime-gpu",),
-    "openvino": ("openvino",),
-    "onnxruntime": ("onnxruntime", "onnxruntime-gpu"),
-}
-
-
-@dataclass(frozen=True)
-class Check:
-    """One row of the table. See the module's page."""
-
-    code: str
-    status: Status
-    found: str
-    version: str | None = None
-    remedy: str | None = None
 
 
 @dataclass(frozen=True)
@@ -111,6 +90,14 @@ class GraphDiagnosis:
 
 
 @dataclass(frozen=True)
+class PathDiagnosis:
+    """runs: every one of its graphs loads somewhere, or builds."""
+
+    runs: bool
+    graphs: tuple[str, ...]
+
+
+@dataclass(frozen=True)
 class BundleDiagnosis:
     """detector: whether the bundle's own detector runs here, None when it has none."""
 
@@ -118,7 +105,7 @@ class BundleDiagnosis:
     name: str
     default_path: str
     graphs: dict[str, GraphDiagnosis]
-    paths: dict[str, bool]
+    paths: dict[str, PathDiagnosis]
     detector: bool | None
 
 
@@ -157,17 +144,17 @@ def diagnose(
 def _diagnosis(
     path: Path | None, manifest: Manifest | None, machine: Machine, results: Mapping[str, Result]
 ) -> Diagnosis:
-    entries, cache_check = _engine_cache()
+    entries, cache_check = engine_cache_check()
     gpu = next((outcome.gpu for outcome, _ in results.values() if outcome.gpu), None)
-    driver = _driver(machine, gpu, [results[name][0] for name in PROVIDERS])
+    no_gpu = without_gpu(machine, gpu)
     checks = (
-        _python(machine),
-        Check("numpy", "ok", f"NumPy {metadata.version('numpy')}", metadata.version("numpy")),
-        _library("opencv", results["opencv"][0], driver),
-        driver,
-        *(_library(name, results[name][0], driver) for name in (*PROVIDERS, *BACKENDS)),
+        python_check(machine),
+        numpy_check(),
+        library_check("opencv", results["opencv"][0], no_gpu),
+        driver_check(machine, gpu, [results[name][0] for name in PROVIDERS]),
+        *(library_check(name, results[name][0], no_gpu) for name in (*PROVIDERS, *BACKENDS)),
         cache_check,
-        _export_tools(),
+        export_tools_check(),
     )
     by_code = {check.code: check for check in checks}
     bundled = None
@@ -175,7 +162,7 @@ def _diagnosis(
         loadings = [(name, one) for name in BACKENDS for one in results[name][1]]
         bundled = _bundle(str(path), manifest, by_code, loadings, entries)
     runs = by_code["opencv"].status == "ok" and any(by_code[name].status == "ok" for name in BACKENDS)
-    can_run = runs and (bundled is None or bundled.paths[bundled.default_path])
+    can_run = runs and (bundled is None or bundled.paths[bundled.default_path].runs)
     commands = _next(by_code, bundled, can_run)
     return Diagnosis(SCHEMA, __version__, machine, gpu, checks, can_run, bundled, commands)
 
@@ -194,91 +181,6 @@ def _tried(path: Path | None, manifest: Manifest | None, trial: Trial, update: U
             results[name] = result
             update(len(results), len(TRIALS))
     return results
-
-
-def _python(machine: Machine) -> Check:
-    new_enough = tuple(int(n) for n in machine.python.split(".")[:2]) >= OLDEST_PYTHON
-    oldest = ".".join(map(str, OLDEST_PYTHON))
-    remedy = None if new_enough else f"Make a virtual environment with Python {oldest} or later."
-    return Check("python", "ok" if new_enough else "broken", f"Python {machine.python}", machine.python, remedy)
-
-
-def _driver(machine: Machine, gpu: Device | None, outcomes: Sequence[Outcome]) -> Check:
-    """ok when a GPU was opened. Without one: broken where NVIDIA's kernel module or a Jetson is there, else absent."""
-    version = machine.nvidia_driver
-    if gpu is not None:
-        name = f"{gpu.name} (SM{gpu.sm}), {gpu.memory_bytes / 2**30:.1f} GiB, CUDA {gpu.driver_version}"
-        return Check("cuda-driver", "ok", f"driver {version}, {name}" if version else name, version)
-    if version is None and machine.jetson is None:
-        return Check("cuda-driver", "absent", "no NVIDIA driver on this machine", remedy=REMEDY_DRIVER)
-    tried_ones = [outcome for outcome in outcomes if outcome.status == "broken"]
-    if not tried_ones:  # nothing to open it with
-        return Check(
-            "cuda-driver",
-            "absent",
-            f"driver {version or 'unknown'}; nothing to reach it by",
-            version,
-            outcomes[0].remedy,
-        )
-    found = f"driver {version or 'unknown'}, and no GPU can be opened: {tried_ones[0].found}"
-    return Check("cuda-driver", "broken", found, version, _container_hint(tried_ones[0]))
-
-
-def _container_hint(outcome: Outcome) -> str:
-    inside = any(Path(mark).exists() for mark in ("/.dockerenv", "/run/.containerenv"))
-    hint = " In a container: start it with --gpus all (Jetson: --runtime nvidia)." if inside else ""
-    return f"{outcome.remedy}{hint}"
-
-
-def _library(code: str, outcome: Outcome, driver: Check) -> Check:
-    """What needs a GPU is not broken where there is none."""
-    version = _version(DISTRIBUTIONS[code])
-    if outcome.status == "broken" and code in NEEDS_GPU and driver.status == "absent":
-        return Check(code, "absent", f"{version or 'a version'} is installed; {driver.found}", version, driver.remedy)
-    return Check(code, outcome.status, outcome.found, version, outcome.remedy)
-
-
-def _version(distributions: Iterable[str]) -> str | None:
-    for name in distributions:
-        try:
-            return metadata.version(name)
-        except metadata.PackageNotFoundError:
-            continue
-    return None
-
-
-def _engine_cache() -> tuple[tuple[CacheEntry, ...], Check]:
-    """What is in it; broken when engines could not be kept."""
-    try:
-        cache = EngineCache()
-        entries = cache.entries()
-    except (PosekitError, OSError) as error:
-        remedy = error.remedy if isinstance(error, PosekitError) else "Set POSEKIT_CACHE to a folder of your own."
-        return (), Check("engine-cache", "broken", str(error), remedy=remedy)
-    there = next(folder for folder in (cache.folder, *cache.folder.parents) if folder.exists())
-    if not (there.is_dir() and os.access(there, os.W_OK | os.X_OK)):
-        remedy = "Set POSEKIT_CACHE to a folder that can be written, or every run builds its engines again."
-        return entries, Check("engine-cache", "broken", f"{cache.folder} cannot be written", remedy=remedy)
-    size_mb = sum(entry.size for entry in entries) / 1e6
-    count = f"{len(entries)} engine{'' if len(entries) == 1 else 's'}"
-    return entries, Check("engine-cache", "ok", f"{count}, {size_mb:.0f} MB, in {cache.folder}")
-
-
-def _export_tools() -> Check:
-    """Everything that posekit[export] names, by package; nothing is imported, torch would take seconds."""
-    remedy = "pip install 'posekit[export]'"
-    try:
-        wanted = metadata.requires("posekit") or []
-    except metadata.PackageNotFoundError:
-        return Check("export-tools", "broken", "posekit itself is not installed", remedy=remedy)
-    lines = [line for line in wanted if re.search(r"extra == .export.", line) and "python_version" not in line]
-    names = [match[0] for match in (re.match(r"[A-Za-z0-9._-]+", line) for line in lines) if match]
-    versions = {name: _version((name,)) for name in names if name != "posekit"}
-    lacking = [name for name, version in versions.items() if version is None]
-    if lacking:
-        return Check("export-tools", "absent", f"without {', '.join(lacking)}", remedy=remedy)
-    shown = ", ".join(f"{name} {versions[name]}" for name in ("torch", "onnx") if name in versions)
-    return Check("export-tools", "ok", f"{shown} and {len(versions) - 2} more", versions.get("torch"))
 
 
 def _bundle(
@@ -310,11 +212,11 @@ def _bundle(
         graphs[name] = GraphDiagnosis(entry.role, loads, auto, reasons)
     cropping = checks["opencv"].status == "ok"
 
-    def runs(*names: str | None) -> bool:
-        return cropping and all(graphs[name].auto is not None for name in names if name is not None)
+    def diagnosed(*names: str) -> PathDiagnosis:
+        return PathDiagnosis(cropping and all(graphs[name].auto is not None for name in names), names)
 
-    paths = {name: runs(one.graph, one.matcher) for name, one in manifest.paths.items()}
-    detector = runs(manifest.detector.graph) if manifest.detector else None
+    paths = {n: diagnosed(one.graph, *([one.matcher] if one.matcher else [])) for n, one in manifest.paths.items()}
+    detector = diagnosed(manifest.detector.graph).runs if manifest.detector else None
     return BundleDiagnosis(path, manifest.name, manifest.default_path, graphs, paths, detector)
 
 
@@ -335,7 +237,7 @@ def auto_choice(entry: GraphEntry, loads: Sequence[Load]) -> tuple[Choice | None
             reasons.append(f"{backend}: no variant in {' or '.join(precisions)}.")
             continue
         load = by_place[backend, precision]
-        reasons.append(f"{backend}: {load.found}.")
+        reasons.append(f"{backend}: {load.found.rstrip('.')}.")
         if load.status in ("loads", "builds"):
             return Choice(backend, precision, entry.variants[precision]), tuple(reasons)
     return None, tuple(reasons)

@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING, Any
 from posekit.render import PIPED_WIDTH, show_rows
 
 if TYPE_CHECKING:
-    from posekit.doctor import BundleDiagnosis, Check, Diagnosis, Load
+    from posekit.checks import Check
+    from posekit.doctor import BundleDiagnosis, Diagnosis, GraphDiagnosis, Load
     from posekit.runtime.machine import Machine
 
 COLOURS = {"ok": "green", "absent": "dim", "broken": "bold red", "loads": "green", "builds": "yellow", "refused": "red"}
@@ -96,7 +97,7 @@ def _show_bundle(bundle: BundleDiagnosis, checks: Sequence[Check]) -> None:
     _show_problems(
         [load for load in loads if load.backend in working and load.status in ("builds", "refused", "broken")]
     )
-    _show_auto(bundle)
+    _show_auto(bundle, status)
     paths = [
         (name + " (default)" * (name == bundle.default_path), "yes" if runs else "no")
         for name, runs in bundle.paths.items()
@@ -114,6 +115,7 @@ def _show_absent(names: Sequence[str], status: Mapping[str, str], loads: Sequenc
         others = sum(load.engine.others for load in loads if load.backend == name and load.engine)
         if others:
             _print(f"{name}: {others} engines of these graphs are in the cache, for other GPUs or versions")
+    _print("")
 
 
 def _show_problems(loads: Sequence[Load]) -> None:
@@ -134,19 +136,25 @@ def _show_problems(loads: Sequence[Load]) -> None:
         _print(table)
 
 
-def _show_auto(bundle: BundleDiagnosis) -> None:
-    """Graphs with the same choice for the same reasons in one row."""
+def _show_auto(bundle: BundleDiagnosis, status: Mapping[str, str]) -> None:
+    """Graphs with the same choice for the same reasons in one row; reasons that the checks give are only named."""
     groups: dict[tuple[str, tuple[str, ...]], list[str]] = {}
     for name, graph in bundle.graphs.items():
         takes = f"{graph.auto.backend} {graph.auto.precision}" if graph.auto else "nothing"
-        before = graph.reasons[:-1] if graph.auto else graph.reasons
-        groups.setdefault((takes, before), []).append(name)
+        groups.setdefault((takes, _passed_over(graph, status)), []).append(name)
     table = _table("what auto takes")
-    for column in ("graph", "takes", "because before it"):
+    for column in ("graph", "takes", "passed over"):
         table.add_column(column, overflow="fold")
     for (takes, before), names in groups.items():
-        table.add_row(*(_escaped("\n".join(lines)) for lines in (names, [takes], before or ["it is the first"])))
+        table.add_row(*(_escaped("\n".join(lines)) for lines in (names, [takes], before or ["nothing"])))
     _print(table)
+
+
+def _passed_over(graph: GraphDiagnosis, status: Mapping[str, str]) -> tuple[str, ...]:
+    reasons = [(r.partition(":")[0], r) for r in (graph.reasons[:-1] if graph.auto else graph.reasons)]
+    lacking = [f"{backend} {status[backend]}" for backend, _ in reasons if status[backend] != "ok"]
+    told = [reason for backend, reason in reasons if status[backend] == "ok"]
+    return tuple(filter(None, (", ".join(dict.fromkeys(lacking)), *told)))
 
 
 def _summary(diagnosis: Diagnosis) -> str:
@@ -159,7 +167,8 @@ def _summary(diagnosis: Diagnosis) -> str:
     text = f"{where} can run here" if diagnosis.can_run else "nothing can run here"
     bundle = diagnosis.bundle
     if bundle is not None:
-        chosen = dict.fromkeys(f"{g.auto.backend} {g.auto.precision}" for g in bundle.graphs.values() if g.auto)
+        graphs = [bundle.graphs[name].auto for name in bundle.paths[bundle.default_path].graphs]
+        chosen = dict.fromkeys(f"{auto.backend} {auto.precision}" for auto in graphs if auto)
         by = f" on {', '.join(chosen)}" if chosen else ""
         default = f"{bundle.path}: default path {bundle.default_path}"
         text = f"{default} runs here{by}" if diagnosis.can_run else f"{default} does not run here"
@@ -183,4 +192,6 @@ def _print(what: Any) -> None:
     from rich.console import Console
 
     console = Console()
-    Console(width=None if console.is_terminal else PIPED_WIDTH).print(what, highlight=False)
+    Console(width=None if console.is_terminal else PIPED_WIDTH).print(
+        what, highlight=False, soft_wrap=isinstance(what, str)
+    )
