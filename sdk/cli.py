@@ -258,7 +258,7 @@ def lint(
 
 @app.command()
 def doctor(
-    bundle: Annotated[Path | None, typer.Argument(metavar="[X.posekit]", help="What of it loads here.")] = None,
+    bundle: Annotated[Path | None, typer.Argument(metavar="X.posekit", help="Also what of it loads here.")] = None,
     json: AsJson = False,
 ) -> None:
     """Try what this machine can run: every backend for real, and every variant of a bundle. Exit code 3: nothing runs."""

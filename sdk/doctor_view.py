@@ -160,19 +160,30 @@ def _passed_over(graph: GraphDiagnosis, status: Mapping[str, str]) -> tuple[str,
 def _summary(diagnosis: Diagnosis) -> str:
     from posekit.runtime.backends import BACKENDS
 
-    able = [check.code for check in diagnosis.checks if check.status == "ok"]
     broken = [check.code for check in diagnosis.checks if check.status == "broken"]
-    backends = [name for name in BACKENDS if name in able]
-    where = ", ".join(backends) or "no backend"
-    text = f"{where} can run here" if diagnosis.can_run else "nothing can run here"
-    bundle = diagnosis.bundle
-    if bundle is not None:
-        graphs = [bundle.graphs[name].auto for name in bundle.paths[bundle.default_path].graphs]
-        chosen = dict.fromkeys(f"{auto.backend} {auto.precision}" for auto in graphs if auto)
-        by = f" on {', '.join(chosen)}" if chosen else ""
-        default = f"{bundle.path}: default path {bundle.default_path}"
-        text = f"{default} runs here{by}" if diagnosis.can_run else f"{default} does not run here"
+    if diagnosis.bundle is not None:
+        text = _bundle_summary(diagnosis.bundle, diagnosis.can_run)
+    elif diagnosis.can_run:
+        able = [check.code for check in diagnosis.checks if check.status == "ok" and check.code in BACKENDS]
+        text = f"{', '.join(able)} can run here"
+    else:
+        text = "nothing can run here"
     return text + (f"; broken: {', '.join(broken)}" if broken else "")
+
+
+def _bundle_summary(bundle: BundleDiagnosis, can_run: bool) -> str:
+    default = f"{bundle.path}: default path {bundle.default_path}"
+    if not can_run:
+        return f"{default} does not run here"
+    graphs = [bundle.graphs[name] for name in bundle.paths[bundle.default_path].graphs]
+    chosen = dict.fromkeys(f"{graph.auto.backend} {graph.auto.precision}" for graph in graphs if graph.auto)
+    taken = [(load, graph.auto) for graph in graphs for load in graph.loads if graph.auto]
+    built = sum(
+        load.status == "builds" and (load.backend, load.precision) == (auto.backend, auto.precision)
+        for load, auto in taken
+    )
+    first = f"; its first run builds {built} engine{'' if built == 1 else 's'}, once" if built else ""
+    return f"{default} runs here on {', '.join(chosen)}{first}"
 
 
 def _table(title: str) -> Any:
