@@ -18,6 +18,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "export": {"runtime", "calibration", "benchmarks"},
     "sdk": {"runtime", "calibration", "export", "benchmarks"},
 }
+ABOVE_THE_ROOF = ROOT / "benchmarks" / "studies"  # scripts that measure the whole house: free as tests are, not shipped
 HEAVY = {
     "torch",
     "onnx",
@@ -64,7 +65,7 @@ def imports(path: Path, top_level_only: bool = False) -> Iterator[str]:
 
 
 def room_files(room: str) -> list[Path]:
-    return sorted((ROOT / room).rglob("*.py"))
+    return sorted(path for path in (ROOT / room).rglob("*.py") if ABOVE_THE_ROOF not in path.parents)
 
 
 @pytest.mark.parametrize("room", MAY_IMPORT)
@@ -74,6 +75,7 @@ def test_room_imports_only_the_floors_below(room: str) -> None:
             top, _, rest = name.partition(".")
             where = f"{path.relative_to(ROOT)} imports {name}"
             assert top not in MAY_IMPORT, f"{where}: say posekit.{name}"
+            assert not name.startswith("posekit.benchmarks.studies"), where
             if top == "posekit" and room != "sdk":
                 assert rest.split(".")[0] in MAY_IMPORT[room] | {room}, where
 

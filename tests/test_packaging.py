@@ -15,22 +15,29 @@ else:
 ROOT = Path(__file__).resolve().parents[1]
 SETUPTOOLS = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["setuptools"]
 FOLDERS: dict[str, str] = SETUPTOOLS["package-dir"]
+# Scripts of the repository, and what they found.
+NOT_SHIPPED = {ROOT / "benchmarks" / "studies", ROOT / "benchmarks" / "results"}
+
+
+def shipped(folder: str) -> list[Path]:
+    """Files, compiled ones aside."""
+    files = [file for file in (ROOT / folder).rglob("*") if file.is_file() and "__pycache__" not in file.parts]
+    return [file for file in files if not NOT_SHIPPED.intersection(file.parents)]
 
 
 def test_every_package_is_listed() -> None:
     """A package that is not listed works in an editable install and is missing from the wheel."""
     found = set()
     for package, folder in FOLDERS.items():
-        for file in (ROOT / folder).rglob("*"):
-            if file.is_file() and "__pycache__" not in file.parts:
-                found.add(".".join([package, *file.parent.relative_to(ROOT / folder).parts]))
+        for file in shipped(folder):
+            found.add(".".join([package, *file.parent.relative_to(ROOT / folder).parts]))
     assert found == set(SETUPTOOLS["packages"])
 
 
 def test_every_data_file_is_shipped() -> None:
     for package, folder in FOLDERS.items():
-        for file in (ROOT / folder).rglob("*"):
-            if file.is_file() and file.suffix not in {".py", ".pyc"}:
+        for file in shipped(folder):
+            if file.suffix != ".py":
                 owner = ".".join([package, *file.parent.relative_to(ROOT / folder).parts])
                 assert any(file.match(pattern) for pattern in SETUPTOOLS["package-data"].get(owner, [])), file
 
