@@ -12,7 +12,6 @@ from posekit.export.onnx_from_network import onnx_from_network
 from posekit.export.systems import SYSTEMS, system_named
 from posekit.runtime.engines.options import RTX_CAPABILITIES
 
-
 OPTIONS = {"anchor-free": {"classes": 3}}  # what has no published default
 
 

@@ -91,9 +91,9 @@ def test_equals_onnx_runtime_whatever_came_before(
             crops = toy_precisions.feed(batch, seed)
             got, wanted = pose(session, crops), pose(reference, crops)
             assert got.shape == wanted.shape == (batch, toy_precisions.OUTPUTS)
-            # Backends round at other places, so some activations fall on the other side of a step; a wrong scale,
-            # zero point or axis costs more than the precision itself does.
-            assert rms(got - wanted) < noise[precision], precision
+            # Backends round at other places, so each is off by the precision's own cost and they by at most the sum
+            # (seen with ONNX Runtime 1.23); a wrong scale, zero point or axis costs more.
+            assert rms(got - wanted) < 2 * noise[precision], precision
 
 
 def test_the_precisions_of_the_toy_differ(pairs: dict[str, tuple[Session, Session]], noise: dict[str, float]) -> None:
