@@ -32,9 +32,8 @@ from posekit.export.precision.pareto import markdown_from_points, pareto_points,
 from posekit.export.precision.variants import GraphVariants, make_variants, verification_samples
 from posekit.export.recipe import RANDOM, DetectorRecipe, ExportRecipe, NetworkRecipe
 from posekit.export.systems import GraphSource, PathPlan, system_named
-from posekit.export.verify.report import json_from_verification, markdown_from_verification, missed_gates
+from posekit.export.verify.report import json_from_verification, markdown_from_verification, missed_gates, write_reports
 from posekit.export.verify.verify import Verification, verify_bundle
-from posekit.runtime.atomic import write_whole
 from posekit.runtime.backends.ort import OrtSession
 from posekit.runtime.bundle import Bundle
 from posekit.runtime.crop import PRESETS, CropPreset
@@ -299,10 +298,8 @@ def _precision_reports(title: str, graphs: Sequence[GraphVariants], verification
 
 def _gate_missed(verification: Verification, out: Path, reports: Reports) -> GateError:
     folder = out.with_name(f"{out.name}.reports")
-    folder.mkdir(exist_ok=True)
     table = markdown_from_verification(verification).encode()
-    for file, content in (*reports.values(), ("verification.md", table)):
-        write_whole(folder / file, content)
+    write_reports(folder, dict(reports.values()) | {"verification.md": table})
     return GateError(
         f"export of {out}",
         got="; ".join(missed_gates(verification)),

@@ -7,13 +7,12 @@ from dataclasses import dataclass, fields, replace
 from pathlib import Path
 
 from posekit.export.verify.gates import Gates
-from posekit.export.verify.report import json_from_verification, markdown_from_verification
+from posekit.export.verify.report import json_from_verification, markdown_from_verification, write_reports
 from posekit.export.verify.samples import samples_from
 from posekit.export.verify.verify import Verification, verify_bundle
-from posekit.runtime.atomic import write_whole
 from posekit.runtime.boxes import boxes_from
 from posekit.runtime.bundle import Bundle
-from posekit.runtime.errors import InputError, OutputError
+from posekit.runtime.errors import InputError
 from posekit.runtime.intrinsics import intrinsics_from_json
 
 JSON_REPORT, MARKDOWN_REPORT = "verification.json", "verification.md"
@@ -42,7 +41,8 @@ def run_verification(request: VerifyRequest, progress: Callable[[str, int, int],
         samples = samples_from(request.source, boxes_from(request.boxes), intrinsics, ids, request.max_crops)
         found = verify_bundle(bundle, samples, gates, progress, request.backends or None)
     if request.reports:
-        _write_reports(found, request.reports)
+        texts = {JSON_REPORT: json_from_verification(found), MARKDOWN_REPORT: markdown_from_verification(found)}
+        write_reports(request.reports, {name: text.encode() for name, text in texts.items()})
     return found
 
 
@@ -65,14 +65,3 @@ def gates_from(settings: Sequence[str]) -> Gates:
                 remedy="Correct --gate.",
             )
     return replace(Gates(), **limits)
-
-
-def _write_reports(found: Verification, folder: Path) -> None:
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise OutputError(
-            f"reports {folder}", got=error, expected="a folder that can be made", remedy="Name another one."
-        ) from error
-    write_whole(folder / JSON_REPORT, json_from_verification(found).encode())
-    write_whole(folder / MARKDOWN_REPORT, markdown_from_verification(found).encode())

@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
+from pathlib import Path
 
 from posekit.export.verify.figures import SETTLED_DEG, SETTLED_OF_DIAMETER, Figures, Spread
 from posekit.export.verify.gates import GateResult
 from posekit.export.verify.verify import FLOOR_GREY_LEVELS, Verdict, Verification
+from posekit.runtime.atomic import write_whole
+from posekit.runtime.errors import OutputError
 from posekit.runtime.records import plain_from
 
 COLUMNS = (
@@ -31,6 +35,18 @@ def markdown_from_verification(verification: Verification) -> str:
     missed = [f"- {sentence}" for sentence in missed_gates(verification)]
     skipped = [f"- not run: {sentence}" for sentence in verification.skipped]
     return "\n".join(["# Verification", "", *head, *rows, "", *missed, *skipped, "", reading(verification), ""])
+
+
+def write_reports(folder: Path, reports: Mapping[str, bytes]) -> None:
+    """Write files into a folder, made if need be, each whole or not at all. Raises OutputError."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise OutputError(
+            f"reports {folder}", got=error, expected="a folder that can be made", remedy="Name another one."
+        ) from error
+    for name, content in reports.items():
+        write_whole(folder / name, content)
 
 
 def table_rows(verification: Verification) -> list[tuple[str, ...]]:

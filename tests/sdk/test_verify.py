@@ -84,3 +84,11 @@ def test_an_invalid_run_is_exit_code_2(arguments: list[str], message: str, recor
     assert result.exit_code == 2
     assert message in result.stderr.splitlines()[-1]
     assert not (tmp_path / "report").exists()
+
+
+def test_reports_that_cannot_be_written_are_said(recording: Path, tmp_path: Path) -> None:
+    (tmp_path / "report").write_text("a file")
+    result = verify(bundle(tmp_path, 0.0), recording, "-o", tmp_path / "report")
+    assert result.exit_code == 2
+    assert "a folder that can be made" in result.stderr
+    assert (tmp_path / "report").read_text() == "a file"
