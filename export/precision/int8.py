@@ -87,7 +87,8 @@ def int8_variant(
         write_whole(out, _file(model, table, never + kept_nodes(blocks, quantised)))
     clipped = {name: entry.clipped for name, entry in table.ranges.items() if entry.clipped}
     verdict = _verdict(search, len(blocks), others)
-    return Int8Report(kept_table.origin, fitness, clipped, len(blocks), search, verdict)
+    origin = kept_table.origin.replace(str(tables), "the cache")  # a bundle carries no path of this machine
+    return Int8Report(origin, fitness, clipped, len(blocks), search, verdict)
 
 
 def _file(model: ModelProto, table: RangeTable, excluded: Sequence[str]) -> bytes:

@@ -21,10 +21,12 @@ from posekit.export.verify.verify import REFERENCE_BACKEND
 from posekit.export.viewsphere import viewsphere
 from posekit.runtime.boxes import Boxes, boxes_from
 from posekit.runtime.bundle import Bundle
+from posekit.runtime.engines.cache import default_folder
 from posekit.runtime.errors import RecipeError
 from posekit.runtime.intrinsics import Intrinsics, intrinsics_from_json
 from posekit.runtime.manifest import Precision
 
+RANGES = "ranges"  # folder of range tables in the cache
 COVERAGE_VIEWS = 42  # directions, 20 degrees apart, that calibration crops are counted over
 CALIBRATION, VERIFICATION = 0, 1  # even frames, odd frames
 
@@ -66,7 +68,7 @@ def make_variants(
     """Make what the recipe asks for, for the main graph of every pose path.
 
     bundle: the fp32 export.  sources: its graphs' modules, by name.  samples: see `verification_samples`.
-    folder: where files are written; range tables too.
+    folder: where files are written. Range tables are kept beside the engines, in posekit's cache.
     Raises CalibrationError for unfit crops, PrecisionError for what cannot be had in float16 or int8.
     """
     made: dict[str, dict[Precision, Path]] = {}
@@ -134,7 +136,7 @@ class _Stage:
                 out,
                 self._feeds(),
                 self.recipe.precision.method,
-                self.folder,
+                default_folder().with_name(RANGES),
                 judge,
                 tuple(points.values()),
                 viewsphere(COVERAGE_VIEWS),

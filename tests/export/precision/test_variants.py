@@ -129,10 +129,14 @@ def test_the_reports_are_in_the_bundle(report: ExportReport) -> None:
     (entry,) = json.loads(read["precision"])
     assert {row["block"] for row in entry["int8"]["search"]["sensitivities"]} == {"network.trunk.0", "network.trunk.1"}
     assert entry["overflow"]["crops"] == FRAMES // 2
+    assert entry["int8"]["calibration"].startswith("calibrated: ")
+    assert "/tmp" not in entry["int8"]["calibration"]
 
 
 def test_equal_input_gives_equal_graphs(report: ExportReport, workshop: Path, tmp_path: Path) -> None:
     again = export(workshop, tmp_path / "again.posekit")
+    assert again.variants[0].int8 is not None
+    assert again.variants[0].int8.calibration.startswith("read from the cache")
     for precision in ("fp32", "fp16", "int8"):
         assert graph(report, precision).SerializeToString(deterministic=True) == graph(
             again, precision
