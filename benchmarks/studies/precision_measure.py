@@ -211,7 +211,8 @@ class _Graph:
         rows = []
         for turn, (name, session, fed) in enumerate([(NOISE, sessions[ORT], shaken), *wanted]):
             seen = self._observed(session, fed, turn + 1)
-            rows.append(_difference(name, figures_of(exact, seen, self.samples, scored)))
+            figures = figures_of(exact, seen, self.samples, scored)
+            rows.append(_difference(name, figures, of_variation(exact.outputs, seen.outputs)))
         return tuple(rows)
 
     def _observed(self, session: Session, feeds: Sequence[Feed], turn: int) -> Observation:
@@ -313,13 +314,26 @@ def _rotation_p95(figures: Figures) -> float:
     return figures.rotation_deg.p95 if figures.rotation_deg else 0.0
 
 
-def _difference(contender: str, figures: Figures) -> Difference:
+def of_variation(exact: Sequence[Outputs], seen: Sequence[Outputs]) -> dict[str, float]:
+    """Per float output: RMS of the difference over RMS of the distance from the mean crop."""
+    found = {}
+    for name in (name for name, array in exact[0].items() if array.dtype.kind == "f"):
+        a, b = (np.stack([outputs[name] for outputs in side]).astype(np.float64) for side in (exact, seen))
+        variation = float(np.sqrt(((a - a.mean(axis=0)) ** 2).mean()))
+        if variation:
+            found[name] = float(np.sqrt(((b - a) ** 2).mean())) / variation
+    return found
+
+
+def _difference(contender: str, figures: Figures, varied: dict[str, float] | None = None) -> Difference:
     rotation, translation = figures.rotation_deg, figures.translation_of_diameter
+    outputs_p95 = {name: spread.p95 for name, spread in figures.outputs.items()}
     if rotation is None or translation is None:
-        return Difference(contender, {name: s.p95 for name, s in figures.outputs.items()}, figures.cosine_p1)
+        return Difference(contender, outputs_p95, varied or {}, figures.cosine_p1)
     return Difference(
         contender,
-        {name: spread.p95 for name, spread in figures.outputs.items()},
+        outputs_p95,
+        {},
         figures.cosine_p1,
         figures.settled,
         rotation.p50,

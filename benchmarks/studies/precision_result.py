@@ -56,6 +56,8 @@ class Difference:
     """Of one contender to fp32 on ONNX Runtime, on the same crops.
 
     outputs_p95: per float output the RMS of the difference over the RMS of the output, 95th percentile of crops.
+    of_variation: the same over all crops, over the RMS of what the output varies by from crop to crop; of networks with
+    random weights, whose outputs are nearly constants. Constants themselves are left out.
     cosine_p1: of an embedder's descriptors.   The rest only of trained networks: between poses, to the nearest symmetric
     copy.  settled: share of crops whose pose the picture determines, over which these are.  recall_drop: ADD(-S) at 0.1
     diameters, over all.
@@ -63,6 +65,7 @@ class Difference:
 
     contender: str
     outputs_p95: dict[str, float]
+    of_variation: dict[str, float] = field(default_factory=dict)
     cosine_p1: float | None = None
     settled: float | None = None
     rotation_p50_deg: float | None = None
@@ -72,7 +75,8 @@ class Difference:
 
     @property
     def worst_output(self) -> tuple[str, float]:
-        return max(self.outputs_p95.items(), key=lambda row: row[1])
+        """Of its variation where that is known."""
+        return max((self.of_variation or self.outputs_p95).items(), key=lambda row: row[1])
 
 
 @dataclass(frozen=True)

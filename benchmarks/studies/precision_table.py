@@ -74,8 +74,10 @@ def _accuracy(system: SystemResult, graph: GraphResult) -> str:
     int8, noise = graph.difference(OPENVINO_INT8), graph.difference(NOISE)
     if int8.rotation_p95_deg is None or int8.translation_p95_of_diameter is None:
         output, worst = int8.worst_output
-        limit = f"{noise.outputs_p95[output]:.2g} by {NOISE}"
-        return f"Weights are {system.measured.weights}: numbers only, {output} differs by {worst:.2g} at p95 ({limit})."
+        floor = (noise.of_variation or noise.outputs_p95).get(output)
+        what = f"{worst:.2%} of what it varies by over crops" if int8.of_variation else f"{worst:.2%} at p95"
+        by = "" if floor is None else f" ({floor:.2%} by {NOISE})"
+        return f"Weights are {system.measured.weights}: numbers only, {output} differs by {what}{by}."
     turned = _pose_word(int8.rotation_p95_deg, noise.rotation_p95_deg, ROTATION_AIM_DEG, "{:.2f} degrees")
     moved = _pose_word(
         int8.translation_p95_of_diameter, noise.translation_p95_of_diameter, TRANSLATION_AIM, "{:.1%} of the diameter"
@@ -126,7 +128,10 @@ def _differences(rows: Graphs) -> str:
 
 
 def _figures(differences: Sequence[Difference]) -> Iterator[tuple[str, list[str]]]:
-    yield "worst output, p95", [f"{d.worst_output[1]:.2g} {d.worst_output[0]}" for d in differences]
+    for name in differences[0].outputs_p95:
+        yield f"{name}, relative RMS, p95", [f"{d.outputs_p95[name]:.2g}" for d in differences]
+    for name in differences[0].of_variation:
+        yield f"{name}, of its variation", [_cell(d.of_variation.get(name), "{:.2%}") for d in differences]
     if any(d.cosine_p1 is not None for d in differences):
         yield "cosine, p1", [_cell(d.cosine_p1, "{:.5f}") for d in differences]
     if any(d.rotation_p95_deg is not None for d in differences):

@@ -8,6 +8,7 @@ from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import given
@@ -16,7 +17,7 @@ from recordings import write_recording
 
 from posekit.benchmarks.studies import precision, precision_steps
 from posekit.benchmarks.studies.machine import RESULTS, Machine, commit_of, this_machine
-from posekit.benchmarks.studies.precision_measure import CROP_COUNTS, Setting, measured
+from posekit.benchmarks.studies.precision_measure import CROP_COUNTS, Setting, measured, of_variation
 from posekit.benchmarks.studies.precision_result import (
     CONTENDERS,
     EAGER,
@@ -48,7 +49,7 @@ MS = {EAGER: 80.0, ORT: 50.0, OPENVINO_FP32: 60.0, OPENVINO_FP16: 55.0, OPENVINO
 
 def graph_result(ms: dict[str, float] = MS, poses: tuple[float, float] | None = None) -> GraphResult:
     """poses: rotation, degrees, and translation, of the diameter, that int8 costs; None: random weights."""
-    turned = dict(zip(("rotation_p95_deg", "translation_p95_of_diameter"), poses or (None, None), strict=True))
+    turned, moved = poses or (None, None)
     names = (NOISE, OPENVINO_FP32, OPENVINO_FP16, OPENVINO_INT8)
     return GraphResult(
         graph="pose",
@@ -56,7 +57,10 @@ def graph_result(ms: dict[str, float] = MS, poses: tuple[float, float] | None = 
         ran_on=dict.fromkeys(CONTENDERS, "a toy"),
         steps=(Step("export fp32", 1.5, 700.0),),
         timings=tuple(timing(name, crops, (value * crops,) * 3) for name, value in ms.items() for crops in (1, 4)),
-        differences=tuple(Difference(name, {"R": 0.02, "t": 0.01}, **turned) for name in names),
+        differences=tuple(
+            Difference(name, {"R": 0.02, "t": 0.01}, rotation_p95_deg=turned, translation_p95_of_diameter=moved)
+            for name in names
+        ),
         layer_shares={"Convolution I8": 0.6, "Deconvolution F32": 0.3, "Multiply I8": 0.1},
         engines=(Engine("int8", 86, 1.0, 500_000, {"Int8": 3}, "no | yes"),),
     )
@@ -168,7 +172,7 @@ def test_a_missed_aim_says_by_how_much_and_why() -> None:
     assert f"4.0 times as fast as {EAGER} (aim 4: met)" in text
     assert f"2.5 times as fast as {ORT} (aim 3: missed by 17%)" in text
     assert "40% is not spent in integer products (Deconvolution F32 30%, Multiply I8 10%)" in text
-    assert "Weights are random, seed 0: numbers only, R differs by 0.02 at p95" in text
+    assert "Weights are random, seed 0: numbers only, R differs by 2.00% at p95" in text
     fast = verdict(system_result(), graph_result({**MS, OPENVINO_INT8: 10.0}))
     assert "missed" not in fast
     assert "integer products" not in fast
@@ -303,7 +307,9 @@ def test_a_toy_system_is_measured_from_network_to_latency(recording: Path, tmp_p
         (name, crops, 2) for name in CONTENDERS for crops in CROP_COUNTS
     }
     assert graph.sizes_bytes["fp32"] > graph.sizes_bytes["fp16"] > graph.sizes_bytes["int8"]
-    worst = {difference.contender: difference.worst_output[1] for difference in graph.differences}
+    worst = {difference.contender: difference.outputs_p95["descriptors"] for difference in graph.differences}
+    varied = {difference.contender: difference.of_variation["descriptors"] for difference in graph.differences}
+    assert varied[OPENVINO_FP32] < varied[OPENVINO_FP16] < varied[OPENVINO_INT8] < 1
     assert worst[OPENVINO_FP32] < worst[OPENVINO_FP16] < worst[OPENVINO_INT8] < 0.2
     assert worst[NOISE] > 0
     cosine = graph.difference(OPENVINO_INT8).cosine_p1
@@ -316,6 +322,18 @@ def test_a_toy_system_is_measured_from_network_to_latency(recording: Path, tmp_p
     wanted = ("export", "latency, 1 crop", "latency, 4 crops", "errors", "engines")
     assert set(stages) <= {f"embedder: {stage}" for stage in wanted}
     assert {f"embedder: {stage}" for stage in wanted[:-1]} <= set(stages), "engines only with TensorRT-RTX"
+
+
+@given(st.floats(0, 10), st.integers(0, 100))
+def test_errors_are_held_against_what_an_output_varies_by(error: float, seed: int) -> None:
+    """Whatever the constant is that most of an output consists of."""
+    rows = np.random.default_rng(seed).normal(size=(5, 3))
+    spread = rows - rows.mean(axis=0)
+    exact = [{"t": row + 1000, "score": np.zeros(1), "index": np.zeros(1, int)} for row in spread]
+    seen = [{**one, "t": one["t"] + error * row} for one, row in zip(exact, spread, strict=True)]
+    found = of_variation(exact, seen)
+    assert set(found) == {"t"}, "what never varies has no such figure"
+    assert found["t"] == pytest.approx(error, abs=1e-9)
 
 
 def test_too_few_crops_are_refused_before_anything_is_exported(recording: Path) -> None:
