@@ -108,7 +108,14 @@ def measured(
         stopwatch.done.clear()
         graphs.append(_Graph(subject, name, source, options, setting, samples, progress, stopwatch).result())
     return Measurement(
-        subject.weights, subject.trained, subject.convolutional, options.crops, len(samples), before, tuple(graphs)
+        subject.weights,
+        subject.pictures,
+        subject.trained,
+        subject.convolutional,
+        options.crops,
+        len(samples),
+        before,
+        tuple(graphs),
     )
 
 
@@ -377,7 +384,7 @@ def main(arguments: list[str] | None = None) -> int:
     stopwatch = Stopwatch()
     try:
         with ExitStack() as stack:
-            with stopwatch.step("build network"):
+            with stopwatch.step("prepare"):
                 subject = stack.enter_context(make(given.frames, progress, **named))
             options = Options(given.rounds, given.crops, given.frames.name)
             write(given.out, measured(subject, options, progress, stopwatch, Setting(this_machine().cores)))

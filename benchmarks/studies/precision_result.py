@@ -123,9 +123,12 @@ class GraphResult:
 
 @dataclass(frozen=True)
 class Measurement:
-    """What the fresh process of one system gives back. weights: trained, or random with their seed."""
+    """What the fresh process of one system gives back. weights: trained, or random with their seed.  pictures: that crops
+    are from.  steps: before the graphs: the network is built, and for trained ones scenes rendered and a bundle exported.
+    """
 
     weights: str
+    pictures: str
     trained: bool
     convolutional: bool
     calibration_crops: int

@@ -20,13 +20,14 @@ from posekit.runtime.bundle import Bundle
 from posekit.runtime.manifest import ObjectEntry
 
 SEED = 0
-SCENES = 80  # ray-traced; about two objects each, and every other scene is calibrated on
+SCENES = 80  # about two objects each, and every other scene is calibrated on
+PICTURES = f"{SCENES} ray-traced scenes"
 Progress = Callable[[str, int, int], None]
 
 
 @dataclass(frozen=True, eq=False)
 class Subject:
-    """network: graphs to export, with their weights.  frames: a BOP data set of `objects`.
+    """network: graphs to export, with their weights.  frames: a BOP data set of `objects`.  pictures: what it is, in words.
 
     bundle: the same network in fp32, through which poses are found, of trained networks.
     paths: graph -> path of that bundle.
@@ -35,6 +36,7 @@ class Subject:
     network: Network
     objects: tuple[ObjectEntry, ...]
     frames: Path
+    pictures: str
     weights: str
     convolutional: bool = True
     bundle: Bundle | None = None
@@ -69,7 +71,7 @@ def full_size(
     )
     graphs = {name: source for name, source in row.graphs(network, row.crop).items() if source.trunk}
     weights = f"random, seed {SEED}"
-    yield Subject(Network(graphs, row.paths, row.crop, weights), objects, frames, weights, convolutional)
+    yield Subject(Network(graphs, row.paths, row.crop, weights), objects, frames, frames.name, weights, convolutional)
 
 
 @contextmanager
@@ -89,7 +91,7 @@ def reference(frames: Path, progress: Progress, name: str) -> Iterator[Subject]:
         with Bundle(Path(folder) / "fp32.posekit") as bundle:
             paths = {row.graph.removeprefix(f"{name}."): path for path, row in bundle.manifest.paths.items()}
             own = replace(network, graphs={graph: network.graphs[graph] for graph in paths})
-            yield Subject(own, bundle.manifest.objects, demo.scenes, "trained", True, bundle, paths)
+            yield Subject(own, bundle.manifest.objects, demo.scenes, PICTURES, "trained", True, bundle, paths)
 
 
 SUBJECTS: dict[str, tuple[Callable[..., Any], dict[str, Any]]] = {
