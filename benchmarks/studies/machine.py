@@ -14,6 +14,7 @@ from pathlib import Path
 FLAGS = ("avx2", "avx512f", "avx512_vnni", "avx_vnni", "avx512_bf16", "amx_bf16", "amx_int8", "asimddp", "i8mm")
 PACKAGES = ("posekit", "numpy", "torch", "onnx", "onnxruntime", "openvino", "tensorrt-rtx-cu13-bindings")
 CPUINFO = Path("/proc/cpuinfo")
+STAT = Path("/proc/stat")
 GOVERNOR = Path("/sys/devices/system/cpu/cpu0/cpufreq/scaling_governor")
 RESULTS = "benchmarks/results"  # written by the study itself, so no part of what is measured
 
@@ -56,6 +57,12 @@ def this_machine() -> Machine:
 def load_average() -> float:
     """Of the last minute."""
     return round(os.getloadavg()[0], 2)
+
+
+def busy_cpu_s() -> float:
+    """Seconds that all processors were not idle since the machine began, what a hypervisor took away included."""
+    user, nice, system, _, _, irq, softirq, steal = (int(n) for n in STAT.read_text().split("\n")[0].split()[1:9])
+    return (user + nice + system + irq + softirq + steal) / os.sysconf("SC_CLK_TCK")
 
 
 def commit_of(repository: Path) -> str:

@@ -105,7 +105,10 @@ def in_fresh_process(system: str, request: Request, advance: Advance) -> Measure
             raise SystemFailed(
                 system, got=lines[-1], expected="a measurement", remedy="Correct it and give the same command again."
             )
-        return read(out, Measurement)
+        try:
+            return read(out, Measurement)
+        except InputError as error:  # the code was changed meanwhile
+            raise SystemFailed(system, got=error.got, expected=error.expected, remedy="Measure it again.") from error
 
 
 def _follow(process: subprocess.Popen[str], advance: Advance) -> None:

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import argparse
+import os
 import sys
 import tempfile
+import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
@@ -19,7 +21,7 @@ import torch
 
 from posekit.benchmarks.pose_error import ScoredObject
 from posekit.benchmarks.studies.layer_times import layer_shares
-from posekit.benchmarks.studies.machine import this_machine
+from posekit.benchmarks.studies.machine import busy_cpu_s, this_machine
 from posekit.benchmarks.studies.precision_result import (
     CONTENDERS,
     EAGER,
@@ -142,7 +144,7 @@ class _Graph:
             for contender, (backend, precision) in ROWS.items():
                 sessions[contender] = BACKENDS[backend].open(memoryview(files[precision]), entry, threads)
                 stack.callback(sessions[contender].close)
-            timings = self._timings(sessions, feeds)
+            timings, others_cpu = self._timings(sessions, feeds)
             ran_on = {name: session.backend for name, session in sessions.items()}
             differences = self._poses(files) if self.subject.bundle else self._numbers(sessions, feeds)
         ran_on[EAGER] = f"PyTorch {torch.__version__}, {torch.get_num_threads()} threads"
@@ -155,6 +157,7 @@ class _Graph:
             timings=timings,
             differences=differences,
             layer_shares=layer_shares(files["int8"], feeds[0], threads),
+            others_cpu=others_cpu,
             engines=() if skipped else tuple(self._engines(files, inputs)),
             engines_skipped=skipped,
         )
@@ -189,8 +192,13 @@ class _Graph:
         tell(4)
         return {"fp32": fp32, "fp16": fp16, "int8": int8}, plain.inputs, plain.outputs
 
-    def _timings(self, sessions: Mapping[str, Session], feeds: Sequence[Arrays]) -> tuple[Timing, ...]:
-        return tuple(row for crops in CROP_COUNTS for row in self._timed(sessions, feeds[:crops]))
+    def _timings(self, sessions: Mapping[str, Session], feeds: Sequence[Arrays]) -> tuple[tuple[Timing, ...], float]:
+        """And the share of the machine's processor time that others took meanwhile."""
+        wall_s, all_s, own_s = time.perf_counter(), busy_cpu_s(), time.process_time()
+        rows = tuple(row for crops in CROP_COUNTS for row in self._timed(sessions, feeds[:crops]))
+        others_s = busy_cpu_s() - all_s - (time.process_time() - own_s)
+        whole_s = (time.perf_counter() - wall_s) * (os.cpu_count() or 1)
+        return rows, round(max(others_s, 0.0) / whole_s, 3)
 
     def _timed(self, sessions: Mapping[str, Session], feeds: Sequence[Arrays]) -> Iterator[Timing]:
         """All contenders on one batch of these crops."""

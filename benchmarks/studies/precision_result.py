@@ -17,7 +17,7 @@ EAGER, ORT = "PyTorch eager fp32", "ONNX Runtime fp32"
 OPENVINO_FP32, OPENVINO_FP16, OPENVINO_INT8 = "OpenVINO fp32", "OpenVINO fp16", "OpenVINO int8"
 CONTENDERS = (EAGER, ORT, OPENVINO_FP32, OPENVINO_FP16, OPENVINO_INT8)
 NOISE = "one grey level of noise"  # fp32 on ONNX Runtime against itself
-BUSY_LOAD = 1.5
+BUSY_LOAD, BUSY_SHARE = 1.5, 0.1
 PROGRESS_MARK = "@"  # begins a line of progress between the two processes
 R = TypeVar("R")
 
@@ -97,7 +97,8 @@ class Engine:
 @dataclass(frozen=True)
 class GraphResult:
     """sizes_bytes: of the ONNX files.  ran_on: contender -> what really ran.  layer_shares: of the int8 file's time on
-    OpenVINO.  engines_skipped: why there are none.
+    OpenVINO.  others_cpu: share of the machine's processor time that other processes took during the rounds.
+    engines_skipped: why there are no engines.
     """
 
     graph: str
@@ -107,6 +108,7 @@ class GraphResult:
     timings: tuple[Timing, ...]
     differences: tuple[Difference, ...]
     layer_shares: dict[str, float]
+    others_cpu: float
     engines: tuple[Engine, ...] = ()
     engines_skipped: str | None = None
 
@@ -155,6 +157,15 @@ class SystemResult:
     run: Run
     measured: Measurement
 
+    @property
+    def others_cpu(self) -> float:
+        return max((graph.others_cpu for graph in self.measured.graphs), default=0.0)
+
+    @property
+    def busy(self) -> bool:
+        """Before it began or while it ran."""
+        return self.run.busy or self.others_cpu > BUSY_SHARE
+
 
 @dataclass(frozen=True)
 class Result:
@@ -178,7 +189,7 @@ def read(path: Path, kind: type[R]) -> R:
             f"result {path}",
             got=f"{where}: {error}",
             expected=f"a {kind.__name__} as this version of the study writes it",
-            remedy="Measure again, or read it with the commit that wrote it.",
+            remedy="Read it with the commit that wrote it; to measure anew, move it away or name another file with -o.",
         ) from error
 
 

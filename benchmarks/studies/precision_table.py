@@ -50,7 +50,7 @@ def verdict(system: SystemResult, graph: GraphResult) -> str:
     )
     if system.measured.convolutional and any(speeds[name] < aim for name, aim in SPEED_AIM.items()):
         text += f"; of its time {_where_time_goes(graph)}"
-    return f"{text}. {_accuracy(system, graph)}" + " Measured on a busy machine." * system.run.busy
+    return f"{text}. {_accuracy(system, graph)}" + " Measured on a busy machine." * system.busy
 
 
 def _speed_word(system: SystemResult, speed: float, aim: float) -> str:
@@ -96,8 +96,11 @@ def _heading(result: Result) -> str:
     versions = ", ".join(f"{name} {version}" for name, version in machine.versions.items())
     runs = dict.fromkeys((system.run.date[:10], system.run.commit) for system in result.systems)
     pictures = "; ".join(f"{system.system} on {system.measured.pictures}" for system in result.systems)
-    busy = [system for system in result.systems if system.run.busy]
-    loads = ", ".join(f"{system.system} at load {system.run.load_before:g}" for system in busy)
+    busy = [system for system in result.systems if system.busy]
+    loads = ", ".join(
+        f"{s.system} begun at load {s.run.load_before:g}, others took {s.others_cpu:.0%} of the processors"
+        for s in busy
+    )
     return (
         f"{machine.cpu}, {machine.cores} cores, {machine.memory_gb:g} GB, {', '.join(machine.flags)}"
         f"{f', governor {machine.governor}' if machine.governor else ''}; {machine.system}; {versions}; "
@@ -179,7 +182,7 @@ def _engines(rows: Graphs) -> str:
 
 
 def _marked(system: SystemResult) -> str:
-    return f"{system.system} (busy)" if system.run.busy else system.system
+    return f"{system.system} (busy)" if system.busy else system.system
 
 
 def _cell(value: float | None, form: str) -> str:

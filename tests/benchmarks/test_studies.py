@@ -47,7 +47,9 @@ from posekit.runtime.errors import CalibrationError, InputError
 MS = {EAGER: 80.0, ORT: 50.0, OPENVINO_FP32: 60.0, OPENVINO_FP16: 55.0, OPENVINO_INT8: 20.0}
 
 
-def graph_result(ms: dict[str, float] = MS, poses: tuple[float, float] | None = None) -> GraphResult:
+def graph_result(
+    ms: dict[str, float] = MS, poses: tuple[float, float] | None = None, others_cpu: float = 0.02
+) -> GraphResult:
     """poses: rotation, degrees, and translation, of the diameter, that int8 costs; None: random weights."""
     turned, moved = poses or (None, None)
     names = (NOISE, OPENVINO_FP32, OPENVINO_FP16, OPENVINO_INT8)
@@ -62,6 +64,7 @@ def graph_result(ms: dict[str, float] = MS, poses: tuple[float, float] | None = 
             for name in names
         ),
         layer_shares={"Convolution I8": 0.6, "ConvolutionBackpropData F32": 0.3, "Multiply I8": 0.1},
+        others_cpu=others_cpu,
         engines=(Engine("int8", 86, 1.0, 500_000, {"Int8": 3}, "no | yes"),),
     )
 
@@ -163,8 +166,15 @@ def test_a_table_is_whole_and_says_what_is_busy(capsys: pytest.CaptureFixture[st
         bars = {line.replace("\\|", "").count("|") for line in block.splitlines() if line.startswith("|")}
         assert len(bars) <= 1, block
     assert "| gdr-net (busy) | pose | 4 | 320.0 | 200.0 | 240.0 | 220.0 | 80.0 | 4.0 x | 2.5 x |" in text
-    assert "Busy machine, do not quote: gdr-net at load 0.1" in text
+    assert "Busy machine, do not quote: gdr-net begun at load 0.1, others took 2% of the processors" in text
     assert "busy" not in markdown(Result(machine(), Options(3, 64, "ycbv"), (system_result(),))).lower()
+
+
+def test_load_that_comes_while_a_system_is_measured_is_busy_too() -> None:
+    assert not system_result(graph=graph_result(others_cpu=0.1)).busy
+    loaded = system_result(graph=graph_result(others_cpu=0.11))
+    assert loaded.busy
+    assert "Measured on a busy machine" in verdict(loaded, loaded.measured.graphs[0])
 
 
 def test_a_missed_aim_says_by_how_much_and_why() -> None:
@@ -317,6 +327,7 @@ def test_a_toy_system_is_measured_from_network_to_latency(recording: Path, tmp_p
     assert 0.98 < cosine <= 1
     assert "in int8" in graph.ran_on[OPENVINO_INT8]
     assert sum(graph.layer_shares.values()) == pytest.approx(1)
+    assert 0 <= graph.others_cpu < 1
     assert any(name.endswith("I8") for name in graph.layer_shares)
     assert [step.name for step in graph.steps] == ["export fp32", "export fp16", "int8 ranges", "int8 file"]
     wanted = ("export", "latency, 1 crop", "latency, 4 crops", "errors", "engines")
