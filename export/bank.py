@@ -61,7 +61,6 @@ class Template:
 class BuiltBank:
     """views: N.  places: L.  channels: C.  size: of the file in bytes."""
 
-    path: Path
     views: int
     places: int
     channels: int
@@ -117,7 +116,7 @@ def build_bank(
         }
         with replacing(path) as file:
             write_tensor_file(file, arrays, metadata)
-    return BuiltBank(path, count, places, channels, path.stat().st_size)
+    return BuiltBank(count, places, channels, path.stat().st_size)
 
 
 def _finite(descriptors: npt.NDArray[Any], first_view: int) -> npt.NDArray[Any]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import os
 import pickle
 import sys
@@ -17,6 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from posekit.export.fingerprint import file_sha256
 from posekit.runtime.errors import CheckpointError, RecipeError
 
 StateDict = dict[str, Tensor]
@@ -25,7 +25,6 @@ WRAPPERS = ("state_dict", "model_state_dict", "model")  # where training loops p
 DATA_PARALLEL = "module."
 TORCH_SUFFIXES = (".pt", ".pth", ".ckpt", ".bin", ".tar")
 LISTED = 8
-CHUNK_BYTES = 1 << 20
 SNIPPET = (
     "Convert it once, where you trust it:\n"
     "  import torch, safetensors.torch\n"
@@ -79,16 +78,12 @@ def load_checkpoint(network: nn.Module, path: Path, *, key: str | None = None, p
 
 def sha256_of(path: Path) -> str:
     """Hex digest of a file's bytes. CheckpointError if it cannot be read."""
-    digest = hashlib.sha256()
     try:
-        with open(path, "rb") as file:
-            while chunk := file.read(CHUNK_BYTES):
-                digest.update(chunk)
+        return file_sha256(path)
     except OSError as error:
         raise CheckpointError(
             f"file {path}", got=error, expected="a readable file", remedy="Check the path in the recipe."
         ) from error
-    return digest.hexdigest()
 
 
 def network_from_factory(name: str, options: Mapping[str, Any], folder: Path) -> nn.Module:

@@ -33,12 +33,11 @@ EXAMPLE_SIZES = {"batch": 2, "views": 7}  # never 1: torch.export makes a consta
 
 @dataclass(frozen=True)
 class ExportedGraph:
-    """One graph on disk, verified.  simplification: what onnxsim did, or why its graph is not used.
+    """One graph, written and verified.  simplification: what onnxsim did, or why its graph is not used.
 
     half: of a float16 source, what really is float16.
     """
 
-    path: Path
     inputs: tuple[TensorSpec, ...]
     outputs: tuple[TensorSpec, ...]
     nodes: int
@@ -87,9 +86,7 @@ def onnx_from_network(
     inputs, outputs = specs_from_graph(model)
     digest = hashlib.sha256(content).hexdigest()
     seconds = time.perf_counter() - start
-    return ExportedGraph(
-        path, inputs, outputs, len(model.graph.node), len(content), digest, seconds, how, parity, report
-    )
+    return ExportedGraph(inputs, outputs, len(model.graph.node), len(content), digest, seconds, how, parity, report)
 
 
 class _Positional(nn.Module):

@@ -101,7 +101,7 @@ class NetworkRecipe:
 
 @dataclass(frozen=True)
 class PrecisionRecipe:
-    """Variants beside fp32 of every pose network. method: how int8 ranges follow from the calibration crops."""
+    """Variants beside fp32 of every pose network and the detector. method: how int8 ranges follow from the calibration crops."""
 
     variants: tuple[Literal["fp16", "int8"], ...] = ()
     method: Literal["minmax", "percentile", "entropy"] = "minmax"
@@ -120,11 +120,21 @@ class CropsRecipe:
 
 
 @dataclass(frozen=True)
+class EnginesRecipe:
+    """What engines are built for. crops_per_pass: fewest (1), usual and most crops that go through a network at once; or
+    "measured", on the boxes in the calibration's frames; left out: 1, 4 and 16. More crops go through in several passes.
+    """
+
+    crops_per_pass: tuple[int, int, int] | Literal["measured"] | None = None
+
+
+@dataclass(frozen=True)
 class DetectorRecipe:
     """A detector: a third party's `onnx`; or with a `checkpoint`, in posekit's own family, a `system` or a `network`.
 
     family: a row of posekit.runtime.detector.FAMILIES.  labels: a file with one class name per line, else the ONNX
     file's own.  objects: class name to object id; left out: by the objects' names.  Thresholds: the family's if left out.
+    variants: left out, those of [precision]; fp16 is authored in torch, so an `onnx` has int8 alone.
     """
 
     family: str
@@ -140,6 +150,7 @@ class DetectorRecipe:
     input_wh_px: tuple[int, int] | None = None
     labels: str | None = None
     objects: dict[str, int] = field(default_factory=dict)
+    variants: tuple[Literal["fp16", "int8"], ...] | None = None
     letterbox_value: int | None = None
     score_threshold: float | None = None
     iou_threshold: float | None = None
@@ -162,8 +173,18 @@ class ExportRecipe:
     calibration: CropsRecipe | None = None
     verification: CropsRecipe | None = None
     gates: Gates = field(default_factory=Gates)
+    engines: EnginesRecipe = field(default_factory=EnginesRecipe)
     path: str = ""
     sha256: str = ""
+
+    @property
+    def detector_variants(self) -> tuple[Literal["fp16", "int8"], ...]:
+        """Beside fp32."""
+        if self.detector is None:
+            return ()
+        if self.detector.variants is not None:
+            return self.detector.variants
+        return tuple(v for v in self.precision.variants if v == "int8" or self.detector.onnx is None)
 
     @property
     def folder(self) -> Path:
@@ -210,7 +231,7 @@ def _cross_check(recipe: ExportRecipe) -> None:
     ids = [entry.id for entry in recipe.objects]
     if len(set(ids)) != len(ids) or any(not 0 <= i < 2**31 for i in ids):
         raise RecordProblem("recipe.objects.id", ids, "distinct ids from 0")
-    problems = (_object_problems, _network_problems, _detector_problems, _precision_problems)
+    problems = (_object_problems, _network_problems, _detector_problems, _precision_problems, _engine_problems)
     for where, got, expected in (row for find in problems for row in find(recipe)):
         raise RecordProblem(where, got, expected)
 
@@ -238,6 +259,8 @@ def _network_problems(recipe: ExportRecipe) -> Problems:
     ids = {entry.id for entry in recipe.objects}
     for entry in recipe.networks:
         where = f"recipe.networks.{entry.name}"
+        if entry.name == "detector":
+            yield where, "this name", "another one: the [detector] has it"
         if (entry.system is None) == (entry.network is None):
             yield where, _named(entry, ("system", "network")), "either system or network"
         if entry.network and (entry.role is None or entry.crop is None):
@@ -279,6 +302,10 @@ def _detector_problems(recipe: ExportRecipe) -> Problems:
         yield where, "no checkpoint", "a checkpoint, which system needs"
     if entry.onnx is None and entry.family != "posekit":
         yield f"{where}.family", repr(entry.family), "'posekit', the family of torch networks"
+    if not set(recipe.detector_variants) <= set(recipe.precision.variants):
+        yield f"{where}.variants", list(recipe.detector_variants), "variants among those of [precision]"
+    if entry.onnx and "fp16" in recipe.detector_variants:
+        yield f"{where}.variants", "fp16 of an onnx file", "int8 alone: fp16 is authored in torch"
     if not set(entry.objects.values()) <= ids:
         yield f"{where}.objects", entry.objects, f"ids among {sorted(ids)}"
     if entry.input_wh_px and min(entry.input_wh_px) < 1:
@@ -308,6 +335,14 @@ def _precision_problems(recipe: ExportRecipe) -> Problems:
         limit = getattr(recipe.gates, gate.name)
         if limit is not None and not limit >= 0:
             yield f"recipe.gates.{gate.name}", limit, "0 or more"
+
+
+def _engine_problems(recipe: ExportRecipe) -> Problems:
+    crops = recipe.engines.crops_per_pass
+    if crops == "measured" and recipe.calibration is None:
+        yield "recipe.engines.crops_per_pass", "measured", "a [calibration] section, whose frames are counted"
+    if isinstance(crops, tuple) and not 1 == crops[0] <= crops[1] <= crops[2]:
+        yield "recipe.engines.crops_per_pass", list(crops), "1, the usual number and the most, in that order"
 
 
 def _named(entry: object, keys: Iterable[str]) -> str:

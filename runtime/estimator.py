@@ -16,15 +16,13 @@ from posekit.runtime.detection import Detection, PoseEstimate
 from posekit.runtime.detector import Detector
 from posekit.runtime.errors import BackendError, BundleError, InputError
 from posekit.runtime.intrinsics import Intrinsics
-from posekit.runtime.manifest import PathEntry, Precision
+from posekit.runtime.manifest import DEFAULT_CROPS_PER_PASS, PathEntry, Precision
 from posekit.runtime.paths import PATHS, OpenGraph
 from posekit.runtime.profiler import Stage, no_stage
 from posekit.runtime.session import Session
 
 if TYPE_CHECKING:
     from typing_extensions import Self
-
-CROPS_AT_ONCE = 16  # more detections go through in several passes
 
 
 class PoseEstimator:
@@ -49,7 +47,8 @@ class PoseEstimator:
         objects = {o.id: o for o in bundle.manifest.objects}
         self.object_ids = entry.object_ids
         self._stage = stage
-        self._batch = CropBatch(entry.crop, [objects[i] for i in entry.object_ids], CROPS_AT_ONCE)
+        self._most_crops = (bundle.manifest.graphs[entry.graph].crops_per_pass or DEFAULT_CROPS_PER_PASS)[-1]
+        self._batch = CropBatch(entry.crop, [objects[i] for i in entry.object_ids], self._most_crops)
         open_graph = graph_opener(bundle, entry, backend, precision)
         self._path = PATHS[entry.kind](bundle, entry, open_graph)
         self._sessions: list[Session] = [*self._path.sessions]
@@ -108,8 +107,8 @@ class PoseEstimator:
             )
         image_rgb_u8 = np.ascontiguousarray(image_rgb_u8)  # once, not per crop
         estimates: list[PoseEstimate] = []
-        for start in range(0, len(detections), CROPS_AT_ONCE):
-            estimates += self._estimate_some(image_rgb_u8, intrinsics, detections[start : start + CROPS_AT_ONCE])
+        for start in range(0, len(detections), self._most_crops):
+            estimates += self._estimate_some(image_rgb_u8, intrinsics, detections[start : start + self._most_crops])
         return estimates
 
     def close(self) -> None:

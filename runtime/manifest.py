@@ -12,6 +12,7 @@ from posekit.runtime.records import RecordProblem, plain_from, record_from
 from posekit.runtime.tensor import TensorSpec
 
 FORMAT = 1
+DEFAULT_CROPS_PER_PASS = (1, 4, 16)  # more go through in several passes
 MIN_CORRESPONDENCES = 4  # three give up to four poses
 DTYPES = (
     "float32", "float16", "float64", "uint8", "int8", "uint16", "int16", "uint32", "int32", "uint64", "int64", "bool",
@@ -31,12 +32,16 @@ class Member:
 
 @dataclass(frozen=True)
 class GraphEntry:
-    """One graph in one or more precisions. variants: precision -> member name."""
+    """One graph in one or more precisions. variants: precision -> member name.
+
+    crops_per_pass: fewest, usual and most, which engines are built for; left out: DEFAULT_CROPS_PER_PASS.
+    """
 
     role: Role
     variants: dict[Precision, str]
     inputs: tuple[TensorSpec, ...]
     outputs: tuple[TensorSpec, ...]
+    crops_per_pass: tuple[int, int, int] | None = None
 
 
 @dataclass(frozen=True)
@@ -205,6 +210,10 @@ def _check_values(manifest: Manifest, ids: set[int]) -> None:
     for name, graph in manifest.graphs.items():
         if not graph.variants:
             raise RecordProblem(f"Manifest.graphs.{name}.variants", "none", f"one of {', '.join(get_args(Precision))}")
+        least, usual, most = graph.crops_per_pass or DEFAULT_CROPS_PER_PASS
+        if not 1 == least <= usual <= most:
+            where = f"Manifest.graphs.{name}.crops_per_pass"
+            raise RecordProblem(where, graph.crops_per_pass, "1, the usual number and the most, in that order")
         for spec in (*graph.inputs, *graph.outputs):
             if spec.dtype not in DTYPES or any(isinstance(n, int) and n < 1 for n in spec.shape):
                 raise RecordProblem(f"Manifest.graphs.{name}", str(spec), f"sizes >= 1 of {', '.join(DTYPES)}")

@@ -61,12 +61,16 @@ def _dataclass(kind: type, value: object, where: str) -> Any:
     unknown = sorted(set(value) - set(fields))
     if unknown:
         raise RecordProblem(where, f"unknown key {unknown[0]!r}", f"only {', '.join(fields)}")
-    required = {n for n, f in fields.items() if f.default is f.default_factory is dataclasses.MISSING}
+    hints = _hints(kind)
+    bare = {n for n, f in fields.items() if f.default is f.default_factory is dataclasses.MISSING}
+    absent = {
+        n: None for n in bare - set(value) if types.NoneType in typing.get_args(hints[n])
+    }  # left out by plain_from
+    required = bare - set(absent)
     missing = sorted(required - set(value))
     if missing:
         raise RecordProblem(where, f"no key {missing[0]!r}", f"the keys {', '.join(sorted(required))}")
-    hints = _hints(kind)
-    return kind(**{name: _convert(hints[name], v, f"{where}.{name}") for name, v in value.items()})
+    return kind(**absent, **{name: _convert(hints[name], v, f"{where}.{name}") for name, v in value.items()})
 
 
 def _tuple(args: tuple[Any, ...], value: object, where: str) -> Any:

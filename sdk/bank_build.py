@@ -35,11 +35,11 @@ def rebuild_bank(request: BankRequest, progress: Progress) -> BuiltBank:
     check_output(request.output)
     with Bundle(request.bundle) as bundle, tempfile.TemporaryDirectory(dir=request.output.resolve().parent) as folder:
         path = _bank_path(bundle, request)
-        graph = bundle.manifest.graphs[path.graph].variants["fp32"]
+        graph, file = bundle.manifest.graphs[path.graph].variants["fp32"], Path(folder) / "bank.safetensors"
         embedder = OrtSession(bundle.read(graph))
         try:
             built = build_bank(
-                Path(folder) / "bank.safetensors",
+                file,
                 embedder,
                 bundle.manifest.files[graph].sha256,
                 model,
@@ -51,7 +51,7 @@ def rebuild_bank(request: BankRequest, progress: Progress) -> BuiltBank:
         finally:
             embedder.close()
         members: dict[str, Content] = {member: bytes(bundle.read(member)) for member in bundle.manifest.files}
-        members[path.banks[str(request.object_id)]] = built.path
+        members[path.banks[str(request.object_id)]] = file
         pack_bundle(request.output, bundle.manifest, members)
     return built
 

@@ -126,6 +126,9 @@ def root(
 @app.command()
 def demo(
     folder: Annotated[Path, typer.Argument(help="Where to work.")] = Path("posekit-demo"),
+    variants: Annotated[
+        bool, typer.Option("--variants", help="Also fp16 and int8 of every network, verified: some minutes more.")
+    ] = False,
     json: AsJson = False,
 ) -> None:
     """Export the reference models, run them on rendered scenes, show poses, errors and latency."""
@@ -137,7 +140,7 @@ def demo(
         from posekit.export.recipe import recipe_from_toml
         from posekit.export.reference.demo import write_demo
 
-        written = write_demo(folder, update)
+        written = write_demo(folder, update, variants=variants)
         report = export_recipe(recipe_from_toml(written.recipe), folder / "reference.posekit", update)
     request = RunRequest(
         report.path, str(written.scenes), results=folder / "poses.jsonl", overlays=folder / "overlays", score=True
@@ -183,16 +186,29 @@ def export(
     engine: Annotated[
         Literal["rtx"] | None, typer.Option(help="Also compile fp16 and int8 graphs ahead of time, into the cache.")
     ] = None,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Read and check everything, make nothing: the plan.")
+    ] = False,
     json: AsJson = False,
 ) -> None:
-    """Export trained networks, template banks and objects into one bundle, every variant verified."""
+    """Export trained networks, template banks and objects into one bundle, every variant verified.
+
+    Steps are kept in posekit's cache (POSEKIT_CACHE): what was stopped goes on, what is unchanged is not made again.
+    """
     from posekit import render
 
     with render.stages() as update:
         from posekit.export.pipeline import export_recipe
+        from posekit.export.plan import planned
         from posekit.export.recipe import recipe_from_toml
 
-        report = export_recipe(recipe_from_toml(recipe), output, update, engines=engine is not None)
+        if dry_run:
+            plan = planned(recipe_from_toml(recipe), update, engines=engine is not None)
+        else:
+            report = export_recipe(recipe_from_toml(recipe), output, update, engines=engine is not None)
+    if dry_run:
+        render.show_json(plan) if json else render.show_plan(plan, recipe, output)
+        return
     render.show_json(render.export_summary(report)) if json else render.show_export(report)
 
 

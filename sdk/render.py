@@ -13,11 +13,14 @@ from posekit.runtime.errors import PosekitError
 from posekit.runtime.records import plain_from
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from posekit.bank_build import BankRequest
     from posekit.benchmarks.accuracy import Accuracy, ObjectAccuracy
     from posekit.export.bank import BuiltBank
     from posekit.export.engines import CompiledEngine
     from posekit.export.pipeline import ExportReport
+    from posekit.export.plan import ExportPlan
     from posekit.export.verify.verify import Verification
     from posekit.runtime.manifest import Manifest
     from posekit.sequence import RunOutcome, RunRequest
@@ -112,6 +115,7 @@ def export_summary(report: ExportReport) -> dict[str, Any]:
         "path": str(report.path),
         "size_bytes": report.size,
         "seconds": report.seconds,
+        "steps": {"kept": len(report.found), "made": len(report.made)},
         "graphs": {name: plain_from(graph.parity) for name, graph in report.graphs.items()},
         "banks": {name: {"views": bank.views, "size_bytes": bank.size} for name, bank in report.banks.items()},
         "int8": {entry.graph: entry.int8.verdict for entry in report.variants if entry.int8},
@@ -135,9 +139,24 @@ def show_export(report: ExportReport, then: Sequence[str] | None = None) -> None
     _show_precision(report)
     _show_engines(report.engines)
     _line(f"wrote [bold]{report.path}[/], {report.size / BYTES_PER_MB:.1f} MB in {report.seconds:.1f} s")
+    if report.found:
+        _line(f"{len(report.found)} of {len(report.found) + len(report.made)} steps were kept from an earlier export")
     boxes = "" if report.manifest.detector else " --boxes BOXES.json"
     tips = [f"posekit inspect {report.path}", f"posekit run {report.path} FRAMES --camera CAM.json{boxes}"]
     _next(tips if then is None else then)
+
+
+def show_plan(plan: ExportPlan, recipe: Path, output: Path) -> None:
+    """Every step with its size, which of them are kept, and the command that does it."""
+    rows = [
+        (step.name, "-" if step.size_bytes is None else f"{'' if step.exact else 'about '}{step.size_bytes / BYTES_PER_MB:.1f}",
+         "kept" if step.kept else "to do", "-" if step.seconds is None else f"{step.seconds:.1f}", step.note)
+        for step in plan.steps
+    ]  # fmt: skip
+    _table("plan", ("step", "MB", "state", "took s", ""), rows)
+    crops = f", verified on {plan.crops} crops" if plan.crops else ""
+    _line(f"about {plan.size_bytes / BYTES_PER_MB:.0f} MB{crops}; steps are kept in {plan.cache}. Nothing was made.")
+    _next([f"posekit export {recipe} -o {output}"])
 
 
 def _show_precision(report: ExportReport) -> None:
@@ -242,9 +261,10 @@ def show_verification(found: Verification, request: VerifyRequest) -> None:
 
 
 def _show_verdicts(found: Verification) -> None:
-    from posekit.export.verify.report import COLUMNS, missed_gates, reading, table_rows
+    from posekit.export.verify.report import BOX_COLUMNS, COLUMNS, box_rows, missed_gates, reading, table_rows
 
     _table("variants against fp32", COLUMNS, table_rows(found))
+    _table("the detector against fp32", BOX_COLUMNS, box_rows(found))
     for sentence in missed_gates(found):
         _line(f"[red]missed[/] {sentence}")
     for sentence in found.skipped:

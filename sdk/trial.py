@@ -240,7 +240,8 @@ def _engine(flavour: FlavourName | None, content: memoryview, entry: GraphEntry)
     if flavour is None:
         return None
     cache = EngineCache()
-    key, entries = key_for(content, entry.inputs, flavour, cuda.open_driver()), cache.entries()
+    key = key_for(content, entry.inputs, flavour, cuda.open_driver(), entry.crops_per_pass)
+    entries = cache.entries()
     others = foreign(flavour, key.graph_sha256, entries, but=key.digest)
     here = key.digest in (one.digest for one in entries)
     state: EngineState = "cached" if here else "foreign" if others else "to-build"

@@ -11,6 +11,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -45,25 +46,22 @@ from posekit.benchmarks.studies.precision_subjects import SUBJECTS, Progress, Su
 from posekit.benchmarks.studies.round_robin import PAUSE_S, interleaved
 from posekit.calibration.feeds import Arrays, CropFeeds, recorded_frames
 from posekit.calibration.fitness import check_fitness, fitness_of
-from posekit.calibration.nodes import weighted_nodes
-from posekit.calibration.qdq import quantized
 from posekit.calibration.ranges import calibrate
 from posekit.export.kernel_types import product_types
 from posekit.export.onnx_from_network import onnx_from_network
 from posekit.export.parity import network_outputs
 from posekit.export.precision.half import half_source
-from posekit.export.precision.int8 import NOT_INTEGER
+from posekit.export.precision.int8 import int8_content
 from posekit.export.precision.judge import Judge
 from posekit.export.systems import GraphSource
 from posekit.export.verify.figures import Figures, figures_of
-from posekit.export.verify.gates import Gates
+from posekit.export.verify.gates import AnyFigures, Gates
 from posekit.export.verify.observe import GreyNoise, Observation
-from posekit.export.verify.samples import Sample, samples_from
+from posekit.export.verify.reference import PoseReference
+from posekit.export.verify.samples import Sample, feeds_from, samples_from
 from posekit.runtime.backends import BACKENDS
 from posekit.runtime.backends.tensorrt import profiles_for
 from posekit.runtime.boxes import Boxes, detections_from_truth
-from posekit.runtime.crop import CropPreset
-from posekit.runtime.crop_batch import CropBatch
 from posekit.runtime.engines.api import missing
 from posekit.runtime.engines.build import build_plan
 from posekit.runtime.engines.kernels import check_kernels
@@ -138,7 +136,7 @@ class _Graph:
         threads = self.setting.threads
         files, inputs, outputs = self._exported()
         entry = GraphEntry(self.source.role, dict.fromkeys(files, ""), inputs, outputs)
-        feeds = _feeds(self.samples, self.subject.network.crop, self.subject.objects, inputs)
+        feeds = feeds_from(self.samples, self.subject.network.crop, self.subject.objects, inputs)
         with ExitStack() as stack:
             sessions: dict[str, Session] = {}
             for contender, (backend, precision) in ROWS.items():
@@ -187,8 +185,7 @@ class _Graph:
             table = calibrate(model, lambda: (portion.feed for portion in source), METHOD)
         tell(3)
         with step("int8 file"):
-            kept = [node.name for node in weighted_nodes(model) if node.op_type in NOT_INTEGER]
-            int8 = bytes(quantized(model, table, kept).SerializeToString(deterministic=True))
+            int8 = int8_content(model, table)
         tell(4)
         return {"fp32": fp32, "fp16": fp16, "int8": int8}, plain.inputs, plain.outputs
 
@@ -242,11 +239,13 @@ class _Graph:
     def _poses(self, files: Mapping[Precision, bytes]) -> tuple[Difference, ...]:
         """Through the path that uses the graph, in pose units."""
         assert self.subject.bundle is not None
-        judge = Judge.of(self.subject.bundle, self.subject.paths[self.name], self.samples, Gates(), self.progress)
-        rows = [_difference(NOISE, max(judge.base.floors, key=_rotation_p95))]
+        path = self.subject.paths[self.name]
+        judge = Judge.of(PoseReference.of(self.subject.bundle, path, self.samples, self.progress), Gates())
+        rows = [_difference(NOISE, max(map(_posed, judge.reference.floors), key=_rotation_p95))]
         for done, (name, (backend, precision)) in enumerate(row for row in ROWS.items() if row[0] != ORT):
             self.progress(f"{self.name}: poses", done, len(ROWS) - 1)
-            rows.append(_difference(name, judge.measure(files[precision], backend).figures))
+            found = judge.measure(partial(bytes, files[precision]), precision, backend)
+            rows.append(_difference(name, _posed(found.figures)))
         self.progress(f"{self.name}: poses", len(ROWS) - 1, len(ROWS) - 1)
         return tuple(rows)
 
@@ -292,17 +291,6 @@ def _check_count(found: int, crops: int, which: str) -> None:
         )
 
 
-def _feeds(
-    samples: Sequence[Sample], crop: CropPreset, objects: Sequence[ObjectEntry], inputs: tuple[TensorSpec, ...]
-) -> list[Arrays]:
-    """One feed of one crop per sample."""
-    batch, feeds = CropBatch(crop, objects, capacity=1), []
-    for sample in samples:
-        batch.cut(sample.image_rgb_u8, sample.intrinsics, [sample.detection])
-        feeds.append({name: array.copy() for name, array in batch.feed(inputs).items()})
-    return feeds
-
-
 def _running(session: Session, feed: Feed) -> Callable[[], object]:
     return lambda: session.run(feed)
 
@@ -323,6 +311,11 @@ def _check_finite(outputs: Outputs, session: Session) -> None:
 def _box_as_object(entry: ObjectEntry) -> ScoredObject:
     """What figures ask for. Nobody finds poses with random weights, so nothing is measured on it."""
     return ScoredObject(entry.id, entry.name, entry.diameter_m, np.array([entry.bbox_min_m, entry.bbox_max_m]))
+
+
+def _posed(figures: AnyFigures) -> Figures:
+    assert isinstance(figures, Figures)  # a pose path has no boxes
+    return figures
 
 
 def _rotation_p95(figures: Figures) -> float:

@@ -11,8 +11,9 @@ from typing import Any
 
 import torch
 
-from posekit.export.pipeline import Network, built_network, export_recipe
+from posekit.export.pipeline import export_recipe
 from posekit.export.recipe import recipe_from_toml
+from posekit.export.recipe_networks import Network, built_network
 from posekit.export.reference.demo import write_demo
 from posekit.export.systems import system_named
 from posekit.runtime.bop import objects_from_models_info

@@ -12,7 +12,7 @@ from onnx import ModelProto
 from posekit.export.lint import ALL, Finding, checked_targets, lint
 from posekit.export.onnx_graph import MAX_BYTES
 from posekit.runtime.bundle import Bundle
-from posekit.runtime.errors import ExportError
+from posekit.runtime.errors import ExportError, PrecisionError
 
 # posekit's own session switches the optimiser off that this rule is about (runtime/backends/ort.py).
 HELD_BY_RUNTIME = "onnxruntime-fp16-scales"
@@ -47,6 +47,25 @@ def _lint_bundle(path: Path, targets: tuple[str, ...]) -> tuple[LintedGraph, ...
         members = sorted({name for entry in bundle.manifest.graphs.values() for name in entry.variants.values()})
         models = ((name, model_from_bytes(bytes(bundle.read(name)), f"{path}: {name}")) for name in members)
         return tuple(LintedGraph(name, len(model.graph.node), _held(lint(model, targets))) for name, model in models)
+
+
+def check_lint(path: Path) -> None:
+    """PrecisionError for a graph of posekit's own that something refuses or computes wrongly."""
+    errors = lint_errors(_model_from_file(path))
+    if errors:
+        first = errors[0]
+        raise PrecisionError(
+            f"{path.name}: {first.rule} at {first.node or 'the graph'}"
+            + f", and {len(errors) - 1} more" * (len(errors) > 1),
+            got=f"{first.what}: {first.got}",
+            expected=first.expected,
+            remedy=f"{first.remedy} Or keep that layer out of the trunk.",
+        )
+
+
+def lint_errors(model: ModelProto) -> tuple[Finding, ...]:
+    """What any target refuses or computes wrongly in posekit's hands."""
+    return tuple(finding for finding in _held(lint(model)) if finding.severity == "error")
 
 
 def _held(findings: tuple[Finding, ...]) -> tuple[Finding, ...]:

@@ -10,28 +10,29 @@ import onnx
 from onnx import ModelProto
 
 from posekit.calibration.feeds import Arrays, CalibrationSource
-from posekit.calibration.fitness import Fitness, check_fitness, fitness_of
-from posekit.calibration.nodes import weighted_nodes
+from posekit.calibration.fitness import Fitness, check_fitness
+from posekit.calibration.nodes import weighted_nodes, with_node_names
 from posekit.calibration.qdq import quantized
 from posekit.calibration.ranges import RangeTable, calibrate
 from posekit.calibration.table import cached_table, table_key
+from posekit.export.fingerprint import code, fingerprint
 from posekit.export.precision.blocks import blocks_of
-from posekit.export.precision.judge import Judge, Measured, Progress
+from posekit.export.precision.judge import Judge, Measured
 from posekit.export.precision.search import Candidate, Search, kept_nodes, searched
+from posekit.export.verify.reference import Progress
 from posekit.runtime.atomic import write_whole
-from posekit.runtime.pose import Array
 
 NOT_INTEGER = ("ConvTranspose",)  # TensorRT-RTX multiplies floats there, whatever the file says
 
 
 @dataclass(frozen=True)
 class Int8Report:
-    """How one int8 file came about, or why there is none. calibration: where the ranges are from, a sentence.
+    """How one int8 file came about, or why there is none. calibration: where this machine has the ranges from, a sentence; no bundle has it.
 
     clipped: tensor -> share of values beyond its range, where any.  verdict: one sentence.
     """
 
-    calibration: str
+    calibration: str | None
     fitness: Fitness
     clipped: dict[str, float]
     blocks: int
@@ -40,25 +41,23 @@ class Int8Report:
 
 
 def int8_variant(
-    base: Path,
+    content: bytes,
     out: Path,
     source: CalibrationSource,
+    fitness: Fitness,
     method: str,
     tables: Path,
     judge: Judge,
     others: Sequence[Measured],
-    directions: Array,
     progress: Progress,
 ) -> Int8Report:
-    """Quantise `base` as far as the judge's gates allow and write it to `out`; no file where nothing may be quantised.
+    """Quantise a graph as far as the judge's gates allow and write it to `out`; no file where nothing may be quantised.
 
-    tables: folder that keeps range tables.  others: the graph's other files, which INT8 has to beat.  directions: (N, 3) that view coverage is counted over.
-    Raises CalibrationError for unfit data, PrecisionError for a graph that cannot be quantised.
+    fitness: of the source, which is checked.  tables: folder that keeps range tables.  others: the graph's other files,
+    which INT8 has to beat. Raises CalibrationError for unfit data, PrecisionError for a graph that cannot be quantised.
     """
-    fitness = fitness_of(source, directions)
     check_fitness(fitness)
-    content = base.read_bytes()
-    model = onnx.load_from_string(content)
+    model = with_node_names(onnx.load_from_string(content))
     key = table_key(content, fitness.fingerprint, source.preprocessing, method)
 
     def feeds() -> Iterator[Arrays]:
@@ -66,16 +65,16 @@ def int8_variant(
 
     kept_table = cached_table(tables, key, lambda: calibrate(model, feeds, method))
     table = kept_table.table
-    kinds = {node.name: node.op_type for node in model.graph.node}
-    nodes = [node.name for node in weighted_nodes(model)]
-    blocks = blocks_of(name for name in nodes if kinds[name] not in NOT_INTEGER)
-    never = tuple(name for name in nodes if kinds[name] in NOT_INTEGER)
+    never = never_integer(model)
+    blocks = blocks_of(node.name for node in weighted_nodes(model) if node.name not in never)
     most, done = 2 * len(blocks) + 1, 0
 
     def measure(quantised: Collection[str]) -> Candidate:
         nonlocal done
         kept = tuple(block for block in blocks if block not in quantised)
-        measured = judge.measure(_file(model, table, never + kept_nodes(blocks, quantised)))
+        excluded = kept_nodes(blocks, quantised)
+        made_of = fingerprint("int8", key.sha256, excluded, code())
+        measured = judge.measure(lambda: int8_content(model, table, excluded), made_of)
         done += 1
         progress(f"int8 of {judge.graph}", done, max(most, done))
         return Candidate(kept, measured)
@@ -84,15 +83,21 @@ def int8_variant(
     progress(f"int8 of {judge.graph}", done, done)
     if search.chosen is not None:
         quantised = [block for block in blocks if block not in search.chosen.kept]
-        write_whole(out, _file(model, table, never + kept_nodes(blocks, quantised)))
+        write_whole(out, int8_content(model, table, kept_nodes(blocks, quantised)))
     clipped = {name: entry.clipped for name, entry in table.ranges.items() if entry.clipped}
     verdict = _verdict(search, len(blocks), others)
-    origin = kept_table.origin.replace(str(tables), "the cache")  # a bundle carries no path of this machine
-    return Int8Report(origin, fitness, clipped, len(blocks), search, verdict)
+    return Int8Report(kept_table.origin, fitness, clipped, len(blocks), search, verdict)
 
 
-def _file(model: ModelProto, table: RangeTable, excluded: Sequence[str]) -> bytes:
+def int8_content(model: ModelProto, table: RangeTable, kept: Sequence[str] = ()) -> bytes:
+    """The int8 file of a graph whose weighted nodes are all quantised but `kept`, and those that nobody multiplies so."""
+    excluded = (*never_integer(model), *kept)
     return bytes(quantized(model, table, excluded).SerializeToString(deterministic=True))
+
+
+def never_integer(model: ModelProto) -> tuple[str, ...]:
+    """Names of the weighted nodes that stay in floating point in every int8 file."""
+    return tuple(node.name for node in weighted_nodes(model) if node.op_type in NOT_INTEGER)
 
 
 def _verdict(search: Search, blocks: int, others: Sequence[Measured]) -> str:

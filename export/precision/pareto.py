@@ -9,10 +9,13 @@ from typing import Any
 
 from posekit.export.precision.judge import Measured
 from posekit.export.precision.variants import GraphVariants
-from posekit.export.verify.figures import Spread
+from posekit.export.verify.box_figures import BoxFigures
+from posekit.export.verify.figures import Figures, Spread
+from posekit.export.verify.gates import AnyFigures
 
 COLUMNS = (
-    "graph", "variant", "rotation deg p95", "translation mm p95", "worst output p95", "latency ms", "MB", "gates",
+    "graph", "variant", "rotation deg p95", "translation mm p95", "box IoU p5", "worst output p95", "latency ms", "MB",
+    "gates",
 )  # fmt: skip
 BYTES_PER_MB = 1e6
 ABSENT = "-"
@@ -59,8 +62,7 @@ def table_rows(points: Sequence[Point]) -> list[tuple[str, ...]]:
         (
             point.graph,
             (point.variant if point.chosen else f"({point.variant})") + " *" * point.best,
-            _p95(point.measured.figures.rotation_deg),
-            _p95(point.measured.figures.translation_mm),
+            *_answers(point.measured.figures),
             f"{_worst_output(point.measured):.4f}",
             f"{point.measured.latency_ms:.2f}",
             f"{point.measured.size_bytes / BYTES_PER_MB:.1f}",
@@ -76,7 +78,7 @@ def markdown_from_points(points: Sequence[Point]) -> str:
 
 
 def plot_png(points: Sequence[Point], title: str) -> bytes:
-    """One panel per graph: p95 rotation difference (of random weights, of outputs) over latency; circles by file size.
+    """One panel per graph: p95 difference of rotation, boxes or (random weights) outputs over latency; circles by file size.
 
     Equal points give equal bytes.
     """
@@ -101,13 +103,12 @@ def plot_png(points: Sequence[Point], title: str) -> bytes:
                 edgecolors="black" if point.best else "none",
             )
         _label(panel, [point for point in mine if point.chosen or point.best])
-        posed = all(point.measured.figures.rotation_deg for point in mine)
         slowest, worst = (
             max(column) for column in zip(*((p.measured.latency_ms, _cost(p.measured)) for p in mine), strict=True)
         )
-        panel.set(title=graph, xlabel="latency of one crop, ms (this machine)", xlim=(0, 1.3 * slowest))
+        panel.set(title=graph, xlabel="latency of one picture, ms (this machine)", xlim=(0, 1.3 * slowest))
         panel.set_ylim(-0.1 * max(worst, LEAST_SCALE), 1.25 * max(worst, LEAST_SCALE))
-        panel.set_ylabel("rotation against fp32, p95, degrees" if posed else "outputs against fp32, p95, relative RMS")
+        panel.set_ylabel(_cost_name([point.measured.figures for point in mine]))
         panel.grid(alpha=0.3)
     figure.suptitle(
         f"{title}: green holds its gates, outlined is Pareto-optimal, pale is not in the bundle; area is file size"
@@ -131,9 +132,27 @@ def _label(panel: Any, points: Sequence[Point]) -> None:
         )
 
 
+def _answers(figures: AnyFigures) -> tuple[str, str, str]:
+    """Rotation, translation, overlap; a path has the first two, a detector the last."""
+    if isinstance(figures, BoxFigures):
+        return ABSENT, ABSENT, ABSENT if figures.iou_p5 is None else f"{figures.iou_p5:.3f}"
+    return _p95(figures.rotation_deg), _p95(figures.translation_mm), ABSENT
+
+
 def _cost(measured: Measured) -> float:
-    rotation = measured.figures.rotation_deg
-    return rotation.p95 if rotation else _worst_output(measured)
+    """What a plot shows: degrees; 1 - IoU of a detector; of what gives neither, the outputs' difference."""
+    figures = measured.figures
+    if isinstance(figures, BoxFigures):
+        return _worst_output(measured) if figures.iou_p5 is None else 1 - figures.iou_p5
+    return figures.rotation_deg.p95 if figures.rotation_deg else _worst_output(measured)
+
+
+def _cost_name(every: Sequence[AnyFigures]) -> str:
+    if all(isinstance(figures, BoxFigures) and figures.iou_p5 is not None for figures in every):
+        return "boxes against fp32, 1 - IoU, p95"
+    if all(isinstance(figures, Figures) and figures.rotation_deg for figures in every):
+        return "rotation against fp32, p95, degrees"
+    return "outputs against fp32, p95, relative RMS"
 
 
 def _worst_output(measured: Measured) -> float:

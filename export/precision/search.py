@@ -6,8 +6,7 @@ from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 
 from posekit.export.precision.judge import Measured
-from posekit.export.verify.figures import Figures
-from posekit.export.verify.gates import worst_strain
+from posekit.export.verify.gates import AnyFigures, worst_strain
 
 
 @dataclass(frozen=True)
@@ -28,7 +27,7 @@ class Sensitivity:
 
     block: str
     strain: float
-    figures: Figures
+    figures: AnyFigures
 
 
 @dataclass(frozen=True)

@@ -1,34 +1,30 @@
-"""The precision stage of an export: fp16 and int8 files of every pose graph, each measured before it is taken."""
+"""The precision stage of an export: fp16 and int8 files of pose graphs and detector, each measured before it is taken."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-from posekit.calibration.feeds import Arrays, CropFeeds, recorded_frames
+from posekit.export.crops import CalibrationCrops
+from posekit.export.inputs import ExportInputs
+from posekit.export.lint.lint_file import check_lint
 from posekit.export.onnx_from_network import ExportedGraph, onnx_from_network
 from posekit.export.parity import ParityReport
 from posekit.export.precision.half import half_source
 from posekit.export.precision.half_check import HalfReport
 from posekit.export.precision.int8 import Int8Report, int8_variant
-from posekit.export.precision.judge import Judge, Measured, Progress
+from posekit.export.precision.judge import Judge, Measured
 from posekit.export.precision.overflow import OverflowReport, overflow_probe
-from posekit.export.recipe import CropsRecipe, ExportRecipe
-from posekit.export.systems import GraphSource
-from posekit.export.verify.samples import Sample, samples_from
-from posekit.export.verify.verify import REFERENCE_BACKEND
-from posekit.export.viewsphere import viewsphere
-from posekit.runtime.boxes import Boxes, boxes_from
+from posekit.export.recipe_networks import DETECTOR, TracedFrom
+from posekit.export.steps import Keeping, Step
+from posekit.export.verify.reference import REFERENCE_BACKEND, BoxReference, PoseReference, Progress
 from posekit.runtime.bundle import Bundle
 from posekit.runtime.engines.cache import default_folder
 from posekit.runtime.errors import RecipeError
-from posekit.runtime.intrinsics import Intrinsics, intrinsics_from_json
 from posekit.runtime.manifest import Precision
 
 RANGES = "ranges"  # folder of range tables in the cache
-COVERAGE_VIEWS = 42  # directions, 20 degrees apart, that calibration crops are counted over
-CALIBRATION, VERIFICATION = 0, 1  # even frames, odd frames
 
 
 @dataclass(frozen=True)
@@ -57,120 +53,118 @@ class Variants:
     graphs: tuple[GraphVariants, ...] = ()
 
 
-def make_variants(
-    bundle: Bundle,
-    sources: Mapping[str, GraphSource],
-    samples: Sequence[Sample],
-    recipe: ExportRecipe,
-    folder: Path,
-    progress: Progress,
-) -> Variants:
-    """Make what the recipe asks for, for the main graph of every pose path.
+@dataclass(frozen=True)
+class _Half:
+    """What the fp16 step tells."""
 
-    bundle: the fp32 export.  sources: its graphs' modules, by name.  samples: see `verification_samples`.
-    folder: where files are written. Range tables are kept beside the engines, in posekit's cache.
-    Raises CalibrationError for unfit crops, PrecisionError for what cannot be had in float16 or int8.
+    overflow: OverflowReport
+    graph: ExportedGraph
+
+
+def make_variants(bundle: Bundle, inputs: ExportInputs, folder: Path, progress: Progress, steps: Keeping) -> Variants:
+    """Make what the recipe asks for, for the main graph of every pose path and for the detector.
+
+    bundle: the fp32 export of `inputs`.  folder: where files are written. Range tables are kept beside the engines, in
+    posekit's cache.  steps: keeps the rest. Raises PrecisionError for what cannot be had in float16 or int8.
     """
     made: dict[str, dict[Precision, Path]] = {}
     reports = []
-    for path, entry in bundle.manifest.paths.items():
-        if entry.graph in made:
-            raise _shared(entry.graph, path)
-        stage = _Stage(bundle, path, entry.graph, sources[entry.graph], recipe, folder, progress)
-        judge = Judge.of(bundle, path, samples, recipe.gates, progress)
-        made[entry.graph], report = stage.run(judge)
+    for reference in _references(bundle, inputs, progress, steps):
+        stage = _Stage(reference.graph, reference.name, inputs, bundle, folder, progress, steps)
+        made[reference.graph], report = stage.run(Judge.of(reference, inputs.recipe.gates))
         reports.append(report)
     return Variants(made, tuple(reports))
 
 
-def verification_samples(recipe: ExportRecipe, object_ids: set[int]) -> list[Sample]:
-    """The crops that variants are compared on: the recipe's own, or those frames that are not calibrated on."""
-    entry = recipe.verification or recipe.calibration
-    assert entry is not None  # the recipe's cross-check
-    boxes = boxes_of(recipe, entry, None if recipe.verification else VERIFICATION)
-    source = str(recipe.resolve(entry.source))
-    return samples_from(source, boxes, intrinsics_of(recipe, entry), object_ids, entry.max_crops)
+def _references(
+    bundle: Bundle, inputs: ExportInputs, progress: Progress, steps: Keeping
+) -> Iterator[PoseReference | BoxReference]:
+    """Who judges each graph. RecipeError for a graph that two paths use."""
+    judged: set[str] = set()
+    for path, entry in bundle.manifest.paths.items():
+        if entry.graph in judged:
+            raise _shared(entry.graph, path)
+        judged.add(entry.graph)
+        yield PoseReference.of(bundle, path, inputs.samples, progress, steps)
+    if inputs.recipe.detector_variants:
+        yield BoxReference.of(bundle, inputs.samples, progress, steps)
 
 
-def boxes_of(recipe: ExportRecipe, entry: CropsRecipe, half: int | None) -> Boxes:
-    """half: only of even or odd frames, so that nothing is verified on what it was calibrated on."""
-    boxes = boxes_from(entry.boxes if entry.boxes == "gt" else str(recipe.resolve(entry.boxes)))
-    return boxes if half is None else lambda frame: boxes(frame) if frame.index % 2 == half else []
-
-
-def intrinsics_of(recipe: ExportRecipe, entry: CropsRecipe) -> Intrinsics | None:
-    return intrinsics_from_json(recipe.resolve(entry.camera)) if entry.camera else None
+def half_step(graph: str, source: TracedFrom, crops: CalibrationCrops) -> Step:
+    """What the float16 file of a graph follows from."""
+    return f"fp16 of {graph}", {"fp32": source.key, "crops": crops.fitness.fingerprint}
 
 
 @dataclass(frozen=True, eq=False)
 class _Stage:
     """The work on one graph."""
 
-    bundle: Bundle
-    path: str
     graph: str
-    source: GraphSource
-    recipe: ExportRecipe
+    path: str
+    inputs: ExportInputs
+    bundle: Bundle
     folder: Path
     progress: Progress
+    steps: Keeping
+
+    @property
+    def crops(self) -> CalibrationCrops:
+        return self.inputs.crops[self.graph]
 
     def run(self, judge: Judge) -> tuple[dict[Precision, Path], GraphVariants]:
-        wanted = self.recipe.precision.variants
-        plain = bytes(self.bundle.read(self.bundle.manifest.graphs[self.graph].variants["fp32"]))
-        base = self.folder / f"{self.graph}.fp32.onnx"
-        base.write_bytes(plain)
+        wanted = self.inputs.variants_of(self.graph)
+        member = self.bundle.manifest.graphs[self.graph].variants["fp32"]
+        plain, sha256 = bytes(self.bundle.read(member)), self.bundle.manifest.files[member].sha256
         points = {
-            f"fp32 {name}": judge.measure(plain, name) for name in dict.fromkeys((REFERENCE_BACKEND, judge.backend))
+            f"fp32 {name}": judge.measure(lambda: plain, sha256, name)
+            for name in dict.fromkeys((REFERENCE_BACKEND, judge.backend))
         }
         files: dict[Precision, Path] = {}
-        report = GraphVariants(self.graph, self.path, points)
+        report, base = GraphVariants(self.graph, self.path, points), plain
         if "fp16" in wanted:
-            files["fp16"] = base = self.folder / f"{self.graph}.fp16.onnx"
-            overflow, half = self._half(base)
-            points[f"fp16 {judge.backend}"] = judge.measure(base.read_bytes())
-            report = GraphVariants(self.graph, self.path, points, self.source.trunk, overflow, half.half, half.parity)
+            files["fp16"] = self.folder / f"{self.graph}.fp16.onnx"
+            source = self.inputs.sources[self.graph]
+            half = self._half(source, files["fp16"])
+            base = files["fp16"].read_bytes()
+            points[f"fp16 {judge.backend}"] = judge.measure(lambda: base, half.graph.sha256)
+            report = replace(
+                report,
+                trunk=source.graph.trunk,
+                overflow=half.overflow,
+                half=half.graph.half,
+                parity=half.graph.parity,
+            )
         if "int8" in wanted:
             out = self.folder / f"{self.graph}.int8.onnx"
-            int8 = int8_variant(
-                base,
-                out,
-                self._feeds(),
-                self.recipe.precision.method,
-                default_folder().with_name(RANGES),
-                judge,
-                tuple(points.values()),
-                viewsphere(COVERAGE_VIEWS),
-                self.progress,
-            )
+            int8 = self._int8(base, out, judge, tuple(points.values()))
             if int8.search.chosen is not None:
                 files["int8"] = out
+                check_lint(out)
             report = replace(report, int8=int8)
         return files, report
 
-    def _half(self, out: Path) -> tuple[OverflowReport, ExportedGraph]:
-        self.progress(f"fp16 of {self.graph}", 0, 2)
+    def _half(self, source: TracedFrom, out: Path) -> _Half:
+        feeds = self.crops.feeds
+        stage, inputs = half_step(self.graph, source, self.crops)
 
-        def feeds() -> Iterator[Arrays]:
-            return (portion.feed for portion in self._feeds())
+        def made() -> _Half:
+            self.progress(stage, 0, 2)
+            overflow = overflow_probe(source.graph, (portion.feed for portion in feeds))
+            self.progress(stage, 1, 2)
+            # Parity runs several sizes of a batch; a detector has one, of plausible pixels.
+            real = next(iter(feeds)).feed if self.graph != DETECTOR else None
+            graph = onnx_from_network(half_source(source.graph), out, crops=real)
+            check_lint(out)
+            return _Half(overflow, graph)
 
-        overflow = overflow_probe(self.source, feeds())
-        self.progress(f"fp16 of {self.graph}", 1, 2)
-        half = onnx_from_network(half_source(self.source), out, crops=next(feeds()))
-        self.progress(f"fp16 of {self.graph}", 2, 2)
-        return overflow, half
+        half = self.steps.result(_Half, stage, inputs, made, out)
+        self.progress(stage, 2, 2)
+        return half
 
-    def _feeds(self) -> CropFeeds:
-        entry = self.recipe.calibration
-        assert entry is not None  # the recipe's cross-check
-        path = self.bundle.manifest.paths[self.path]
-        objects = {o.id: o for o in self.bundle.manifest.objects}
-        return CropFeeds(
-            recorded_frames(self.recipe.resolve(entry.source), intrinsics_of(self.recipe, entry)),
-            boxes_of(self.recipe, entry, None if self.recipe.verification else CALIBRATION),
-            [objects[i] for i in path.object_ids],
-            path.crop,
-            self.bundle.manifest.graphs[self.graph].inputs,
-            entry.max_crops,
+    def _int8(self, base: bytes, out: Path, judge: Judge, others: tuple[Measured, ...]) -> Int8Report:
+        method, tables = self.inputs.recipe.precision.method, default_folder().with_name(RANGES)
+        return int8_variant(
+            base, out, self.crops.feeds, self.crops.fitness, method, tables, judge, others, self.progress
         )
 
 

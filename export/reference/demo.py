@@ -15,6 +15,14 @@ from posekit.runtime.errors import OutputError
 
 RECIPE = "reference.toml"
 SCENE_SEED, SCENES = 424242, 3  # held out: trainings draw no whole scenes, and no seed near these
+RECORDING_SEED, RECORDED = 515151, 64  # about 130 crops, every other scene to calibrate on
+VARIANTS = """
+[precision]
+variants = ["fp16", "int8"]
+
+[calibration]
+source = "recording"
+"""
 
 
 @dataclass(frozen=True)
@@ -26,9 +34,15 @@ class Demo:
 
 
 def write_demo(
-    folder: Path, progress: Callable[[str, int, int], None] = lambda stage, done, total: None, count: int = SCENES
+    folder: Path,
+    progress: Callable[[str, int, int], None] = lambda stage, done, total: None,
+    count: int = SCENES,
+    variants: bool = False,
 ) -> Demo:
-    """Write the reference recipe, weights and meshes, and `count` scenes, into `folder`. Raises OutputError."""
+    """Write the reference recipe, weights and meshes, and `count` scenes, into `folder`. Raises OutputError.
+
+    variants: the recipe asks for fp16 and int8 too, and the scenes that these are calibrated and verified on are there.
+    """
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
@@ -40,7 +54,15 @@ def write_demo(
             write_whole(folder / source.name, source.read_bytes())
     for thing in reference_objects().values():
         write_ply(thing.model, folder / f"{thing.name}.ply", "mm")
-    scenes = folder / "scenes"
-    if not (scenes / "test").is_dir():
-        write_bop(random_scenes(count, SCENE_SEED, advance=progress), scenes)
-    return Demo(folder / RECIPE, scenes)
+    _write_scenes(folder / "scenes", count, SCENE_SEED, progress)
+    recipe = folder / RECIPE
+    if variants:
+        _write_scenes(folder / "recording", RECORDED, RECORDING_SEED, progress)
+        recipe = folder / f"variants-{RECIPE}"
+        write_whole(recipe, (folder / RECIPE).read_bytes() + VARIANTS.encode())
+    return Demo(recipe, folder / "scenes")
+
+
+def _write_scenes(folder: Path, count: int, seed: int, progress: Callable[[str, int, int], None]) -> None:
+    if not (folder / "test").is_dir():
+        write_bop(random_scenes(count, seed, advance=progress), folder)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Literal
 
 import numpy as np
 
@@ -79,9 +80,9 @@ def figures_of(
         settled=_share(settled) if settled is not None else 1.0,
         lost=_share(a is not None and b is None for a, b, _ in pairs),
         gained=_share(a is None and b is not None for a, b, _ in pairs),
-        rotation_deg=_spread([math.degrees(rotation) for rotation, _, _ in errors]),
-        translation_mm=_spread([t_m * MM_PER_M for _, t_m, _ in errors]),
-        translation_of_diameter=_spread([t_m / diameter_m for _, t_m, diameter_m in errors]),
+        rotation_deg=spread_of([math.degrees(rotation) for rotation, _, _ in errors]),
+        translation_mm=spread_of([t_m * MM_PER_M for _, t_m, _ in errors]),
+        translation_of_diameter=spread_of([t_m / diameter_m for _, t_m, diameter_m in errors]),
         n_true=n_true,
         add_recall_drop=float(np.mean(recalls[0]) - np.mean(recalls[1])) if n_true else None,
         cosine_p1=float(np.percentile(cosines, 1)) if cosines else None,
@@ -93,7 +94,7 @@ def figures_of(
         outputs={
             name: spread
             for name in floats
-            if (spread := _spread([_relative_rms(a, b) for a, b in _outputs_of(name, reference, variant)]))
+            if (spread := spread_of([relative_rms(a, b) for a, b in _outputs_of(name, reference, variant)]))
         },
     )
 
@@ -158,7 +159,7 @@ def _cosine(a: np.ndarray, b: np.ndarray) -> float:
     return float(((x * y).sum(axis=-1)[used] / lengths[used]).mean()) if used.any() else 1.0
 
 
-def _relative_rms(a: np.ndarray, b: np.ndarray) -> float:
+def relative_rms(a: np.ndarray, b: np.ndarray) -> float:
     """RMS of b - a over RMS of a; infinite where only one of them is finite."""
     x, y = a.astype(np.float64), b.astype(np.float64)
     if not np.isfinite(y).all():
@@ -168,8 +169,14 @@ def _relative_rms(a: np.ndarray, b: np.ndarray) -> float:
     return off / scale if scale else (math.inf if off else 0.0)
 
 
-def _spread(values: Sequence[float]) -> Spread | None:
-    return Spread(*(float(np.percentile(values, q)) for q in (50, 95))) if len(values) else None
+def spread_of(values: Sequence[float]) -> Spread | None:
+    """None for no values."""
+    if not len(values):
+        return None
+    between: Literal["linear", "higher"] = (
+        "linear" if np.isfinite(values).all() else "higher"
+    )  # between infinities there is nothing to interpolate
+    return Spread(*(float(np.percentile(values, q, method=between)) for q in (50, 95)))
 
 
 def _share(hits: object) -> float:

@@ -5,8 +5,12 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields
+from typing import Any
 
+from posekit.export.verify.box_figures import BoxFigures
 from posekit.export.verify.figures import Figures, Spread
+
+AnyFigures = Figures | BoxFigures
 
 
 @dataclass(frozen=True)
@@ -14,7 +18,7 @@ class Gates:
     """Limits against fp32 on the same samples; a recipe's [gates]. None: not asked.
 
     The p95 gates are of the difference between the two poses. output_p95 is for networks with random weights, whose poses
-    mean nothing: the relative RMS difference of their float outputs.
+    mean nothing: the relative RMS difference of their float outputs. box_*: of a detector.
     """
 
     rotation_p95_deg: float | None = 2.0
@@ -24,6 +28,9 @@ class Gates:
     cosine_p1: float | None = 0.95
     top1: float | None = None
     output_p95: float | None = 0.1
+    box_lost: float | None = 0.02
+    box_iou_p5: float | None = 0.8
+    box_recall_drop: float | None = 0.02
 
 
 @dataclass(frozen=True)
@@ -46,7 +53,7 @@ class GateResult:
 class _Row:
     """of: the figure, None where the path does not have it.  at_least: a smaller value is worse."""
 
-    of: Callable[[Figures], float | None]
+    of: Callable[[Any], float | None]
     at_least: bool = False
 
 
@@ -65,17 +72,23 @@ _POSE_ROWS: dict[str, _Row] = {
 _RANDOM_ROWS: dict[str, _Row] = {
     "output_p95": _Row(lambda f: max((spread.p95 for spread in f.outputs.values()), default=None)),
 }
-assert {*_POSE_ROWS, *_RANDOM_ROWS} == {field.name for field in fields(Gates)}
+_BOX_ROWS: dict[str, _Row] = {
+    "box_lost": _Row(lambda f: f.lost),
+    "box_iou_p5": _Row(lambda f: f.iou_p5, at_least=True),
+    "box_recall_drop": _Row(lambda f: f.recall_drop),
+}
+_ROWS: dict[type, dict[str, _Row]] = {Figures: _POSE_ROWS, BoxFigures: _BOX_ROWS}
+assert {*_POSE_ROWS, *_BOX_ROWS, *_RANDOM_ROWS} == {field.name for field in fields(Gates)}
 
 
-def judged(figures: Figures, floors: Sequence[Figures], gates: Gates, trained: bool) -> tuple[GateResult, ...]:
-    """Every gate that applies. A network with random weights is judged by its numbers, a trained one by its poses.
+def judged(figures: AnyFigures, floors: Sequence[AnyFigures], gates: Gates, trained: bool) -> tuple[GateResult, ...]:
+    """Every gate that applies. A network with random weights is judged by its numbers, a trained one by poses or boxes.
 
     floors: what noise does to the reference, in several draws. A figure that one of them reaches too is passed: no
     precision can be told from the camera's noise there.
     """
     results = []
-    for name, row in (_POSE_ROWS if trained else _RANDOM_ROWS).items():
+    for name, row in (_ROWS[type(figures)] if trained else _RANDOM_ROWS).items():
         value, limit = row.of(figures), getattr(gates, name)
         drawn = [own for own in map(row.of, floors) if own is not None]
         if value is None or limit is None or not drawn:

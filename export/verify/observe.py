@@ -10,11 +10,13 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from posekit.export.verify.samples import Sample
+from posekit.export.verify.samples import FrameSample, Sample
 from posekit.runtime.bundle import Bundle
 from posekit.runtime.crop_batch import CropBatch
+from posekit.runtime.detection import Detection
+from posekit.runtime.detector import Detector
 from posekit.runtime.estimator import graph_opener, path_named
-from posekit.runtime.manifest import Precision
+from posekit.runtime.manifest import DetectorEntry, Precision
 from posekit.runtime.paths import PATHS, OpenGraph
 from posekit.runtime.pose import Pose
 from posekit.runtime.profiler import no_stage
@@ -23,6 +25,11 @@ from posekit.runtime.tensor import Feed, TensorSpec
 
 Outputs = dict[str, npt.NDArray[Any]]
 Advance = Callable[[int, int], None]
+Boxes = tuple[Detection, ...]
+
+
+def silent(done: int, total: int) -> None:
+    """Nobody looks at the progress."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -33,6 +40,16 @@ class Observation:
     """
 
     poses: tuple[Pose | None, ...]
+    outputs: tuple[Outputs, ...]
+    backends: tuple[str, ...]
+    latency_ms: dict[str, float]
+
+
+@dataclass(frozen=True, eq=False)
+class BoxObservation:
+    """What a detector says of every frame. boxes: best score first; the rest as in `Observation`."""
+
+    boxes: tuple[Boxes, ...]
     outputs: tuple[Outputs, ...]
     backends: tuple[str, ...]
     latency_ms: dict[str, float]
@@ -93,7 +110,7 @@ def observe(
     samples: Sequence[Sample],
     open_graph: OpenGraph,
     noise: GreyNoise | None = None,
-    advance: Advance = lambda done, total: None,
+    advance: Advance = silent,
 ) -> Observation:
     """Run a path crop by crop, through the code that runs on the device.
 
@@ -131,6 +148,35 @@ def observe(
         tuple(recorder.backend for recorder in recorders),
         {recorder.name: min(recorder.runs_ns) / 1e6 for recorder in recorders if recorder.runs_ns},
     )
+
+
+def observe_boxes(
+    entry: DetectorEntry,
+    frames: Sequence[FrameSample],
+    open_graph: OpenGraph,
+    noise: GreyNoise | None = None,
+    advance: Advance = silent,
+) -> BoxObservation:
+    """Run a detector frame by frame, through the code that runs on the device. noise: added to every pixel.
+
+    Raises what opening and running the detector raises.
+    """
+    recorder = _Recorder(entry.graph, open_graph(entry.graph))
+    boxes: list[Boxes] = []
+    outputs: list[Outputs] = []
+    try:
+        detector = Detector(recorder, entry)
+        for done, frame in enumerate(frames):
+            pixels = frame.image_rgb_u8.copy()
+            if noise is not None:
+                noise.add(pixels)
+            boxes.append(tuple(detector.detect(pixels)))
+            outputs.append({name: array[0] for name, array in recorder.last.items()})
+            advance(done + 1, len(frames))
+    finally:
+        recorder.close()
+    latency_ms = {entry.graph: min(recorder.runs_ns) / 1e6} if recorder.runs_ns else {}
+    return BoxObservation(tuple(boxes), tuple(outputs), (recorder.backend,), latency_ms)
 
 
 def variant_opener(bundle: Bundle, path: str, backend: str, precision: Precision) -> OpenGraph:

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+from posekit.export.verify.box_figures import BoxFigures
 from posekit.export.verify.figures import SETTLED_DEG, SETTLED_OF_DIAMETER, Figures, Spread
 from posekit.export.verify.gates import GateResult
-from posekit.export.verify.verify import FLOOR_GREY_LEVELS, Verdict, Verification
+from posekit.export.verify.reference import FLOOR_GREY_LEVELS
+from posekit.export.verify.verify import Verdict, Verification
 from posekit.runtime.atomic import write_whole
 from posekit.runtime.errors import OutputError
 from posekit.runtime.records import plain_from
@@ -16,6 +18,10 @@ from posekit.runtime.records import plain_from
 COLUMNS = (
     "path", "precision", "backend", "crops (settled)", "rotation deg p50 / p95", "translation mm p50 / p95", "ADD(-S) drop",
     "lost", "top-1 / top-5", "cosine p1", "outputs p95", "verdict",
+)  # fmt: skip
+BOX_COLUMNS = (
+    "detector", "backend", "frames", "boxes (settled)", "lost", "gained", "IoU p50 / p5", "score p95", "recall drop",
+    "verdict",
 )  # fmt: skip
 ABSENT = "-"
 
@@ -30,11 +36,16 @@ def json_from_verification(verification: Verification) -> str:
 
 def markdown_from_verification(verification: Verification) -> str:
     """A table of all variants, a sentence per missed gate, and what was not run."""
-    head = ["| " + " | ".join(COLUMNS) + " |", "|" + "---|" * len(COLUMNS)]
-    rows = ["| " + " | ".join(row) + " |" for row in table_rows(verification)]
+    tables = _markdown(COLUMNS, table_rows(verification)) + _markdown(BOX_COLUMNS, box_rows(verification))
     missed = [f"- {sentence}" for sentence in missed_gates(verification)]
     skipped = [f"- not run: {sentence}" for sentence in verification.skipped]
-    return "\n".join(["# Verification", "", *head, *rows, "", *missed, *skipped, "", reading(verification), ""])
+    return "\n".join(["# Verification", "", *tables, *missed, *skipped, "", reading(verification), ""])
+
+
+def _markdown(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
+    """Nothing for no rows."""
+    lines = ["| " + " | ".join(row) + " |" for row in (columns, ["---"] * len(columns), *rows)]
+    return [*lines, ""] if rows else []
 
 
 def write_reports(folder: Path, reports: Mapping[str, bytes]) -> None:
@@ -55,19 +66,41 @@ def table_rows(verification: Verification) -> list[tuple[str, ...]]:
         (path, "fp32", f"noise {k + 1}", *_cells(figures), ABSENT)
         for path, draws in verification.floors.items()
         for k, figures in enumerate(draws)
+        if isinstance(figures, Figures)
     ]
-    rows = [(v.path, v.precision, v.backend, *_cells(v.figures), verdict_word(v)) for v in verification.verdicts]
+    rows = [
+        (v.path, v.precision, v.backend, *_cells(v.figures), verdict_word(v))
+        for v in verification.verdicts
+        if isinstance(v.figures, Figures)
+    ]
     return sorted(rows + floors, key=lambda row: row[0])
 
 
-def missed_gates(verification: Verification) -> list[str]:
-    """One sentence per gate that was missed."""
-    return [
-        f"{v.path} {v.precision} on {v.backend}: {gate_sentence(gate)}"
-        for v in verification.verdicts
-        for gate in v.gates
-        if not gate.passed and v.binding
+def box_rows(verification: Verification) -> list[tuple[str, ...]]:
+    """BOX_COLUMNS per variant of the detector, and what noise alone does to fp32."""
+    floors = [
+        ("fp32", f"noise {k + 1}", *_box_cells(figures), ABSENT)
+        for draws in verification.floors.values()
+        for k, figures in enumerate(draws)
+        if isinstance(figures, BoxFigures)
     ]
+    verdicts = [(v, v.figures) for v in verification.verdicts]
+    return floors + [
+        (v.precision, v.backend, *_box_cells(figures), verdict_word(v))
+        for v, figures in verdicts
+        if isinstance(figures, BoxFigures)
+    ]
+
+
+def missed_gates(verification: Verification) -> list[str]:
+    """One sentence per gate that was missed, and after those of a variant one per cause."""
+    sentences = []
+    for verdict in verification.verdicts:
+        if verdict.binding:
+            missed = [gate_sentence(gate) for gate in verdict.gates if not gate.passed]
+            where = f"{verdict.path} {verdict.precision} on {verdict.backend}"
+            sentences += [f"{where}: {sentence}" for sentence in (*missed, *verdict.causes)]
+    return sentences
 
 
 def gate_sentence(gate: GateResult) -> str:
@@ -87,7 +120,7 @@ def reading(verification: Verification) -> str:
         f"Differences to fp32 on ONNX Runtime over {verification.n_samples} real crops, to the nearest symmetric copy; "
         f"p95 is the 95th percentile, of poses over the settled crops. Rows of noise: fp32 against itself with "
         f"{FLOOR_GREY_LEVELS} grey level of noise; crops whose pose that moves by {SETTLED_DEG:g} degrees or "
-        f"{SETTLED_OF_DIAMETER:.0%} of the diameter are not settled."
+        f"{SETTLED_OF_DIAMETER:.0%} of the diameter are not settled, nor are boxes that noise takes away."
     )
 
 
@@ -97,6 +130,14 @@ def _cells(figures: Figures) -> tuple[str, ...]:
     return (
         f"{figures.n} ({figures.settled:.0%})", _spread(figures.rotation_deg), _spread(figures.translation_mm), _percent(figures.add_recall_drop),
         _percent(figures.lost), ranking, _number(figures.cosine_p1), _number(outputs),
+    )  # fmt: skip
+
+
+def _box_cells(figures: BoxFigures) -> tuple[str, ...]:
+    overlap = ABSENT if figures.iou_p5 is None else f"{figures.iou_p50:.3f} / {figures.iou_p5:.3f}"
+    return (
+        str(figures.n), f"{figures.boxes} ({figures.settled:.0%})", _percent(figures.lost), _percent(figures.gained),
+        overlap, _number(figures.score_p95), _percent(figures.recall_drop),
     )  # fmt: skip
 
 

@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
 
-from posekit.calibration.feeds import spread, true_pose_of
+from posekit.calibration.feeds import Arrays, spread, true_pose_of
 from posekit.runtime.boxes import Boxes
+from posekit.runtime.crop import CropPreset
+from posekit.runtime.crop_batch import CropBatch
 from posekit.runtime.detection import Detection
 from posekit.runtime.image_file import Image
 from posekit.runtime.intrinsics import Intrinsics
+from posekit.runtime.manifest import ObjectEntry
 from posekit.runtime.pose import Pose
 from posekit.runtime.sources import Frame, frames_from
+from posekit.runtime.tensor import TensorSpec
 
 
 @dataclass(frozen=True, eq=False)
@@ -24,6 +28,26 @@ class Sample:
     intrinsics: Intrinsics
     detection: Detection
     true_pose: Pose | None
+
+
+@dataclass(frozen=True, eq=False)
+class FrameSample:
+    """A whole frame for a detector. true_boxes: of the samples that are from it."""
+
+    name: str
+    image_rgb_u8: Image
+    true_boxes: tuple[Detection, ...]
+
+
+def frames_of(samples: Sequence[Sample]) -> list[FrameSample]:
+    """The frames that samples were cut from, each once, in order."""
+    boxes: dict[int, list[Sample]] = {}
+    for sample in samples:
+        boxes.setdefault(id(sample.image_rgb_u8), []).append(sample)
+    return [
+        FrameSample(own[0].name.rpartition(" object ")[0], own[0].image_rgb_u8, tuple(s.detection for s in own))
+        for own in boxes.values()
+    ]
 
 
 def samples_from(
@@ -42,6 +66,17 @@ def samples_from(
             samples.append(_sample(frame, detection))
         passed[detection.object_id] += 1
     return samples
+
+
+def feeds_from(
+    samples: Sequence[Sample], crop: CropPreset, objects: Sequence[ObjectEntry], inputs: tuple[TensorSpec, ...]
+) -> list[Arrays]:
+    """One feed of one crop per sample, as the runtime cuts it. objects: in the order of the path's ids."""
+    batch, feeds = CropBatch(crop, objects, capacity=1), []
+    for sample in samples:
+        batch.cut(sample.image_rgb_u8, sample.intrinsics, [sample.detection])
+        feeds.append({name: array.copy() for name, array in batch.feed(inputs).items()})
+    return feeds
 
 
 def _sightings(

@@ -2,26 +2,27 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
-from posekit.benchmarks.pose_error import ScoredObject, scored_object
-from posekit.export.verify.figures import Figures, figures_of, settled_samples
-from posekit.export.verify.gates import GateResult, Gates, judged
-from posekit.export.verify.observe import GreyNoise, Observation, observe, variant_opener
+from posekit.export.steps import Keeping
+from posekit.export.verify.causes import causes_of
+from posekit.export.verify.gates import AnyFigures, GateResult, Gates, judged
+from posekit.export.verify.reference import (
+    REFERENCE_BACKEND,
+    REFERENCE_PRECISION,
+    BoxReference,
+    PoseReference,
+    Progress,
+)
 from posekit.export.verify.samples import Sample
 from posekit.runtime.backends import BACKENDS, open_session
 from posekit.runtime.bundle import Bundle
 from posekit.runtime.errors import BackendError, CalibrationError
-from posekit.runtime.manifest import PathEntry, Precision
+from posekit.runtime.manifest import Precision
 
-REFERENCE_BACKEND = "onnxruntime"
-REFERENCE_PRECISION: Precision = "fp32"
-FLOOR_GREY_LEVELS = 1  # what two pictures of an unchanged scene differ by at least
-FLOOR_DRAWS = 3
-MIN_SAMPLES = 32
-RANDOM_ORIGIN = "random weights"
-Progress = Callable[[str, int, int], None]
+AnyReference = PoseReference | BoxReference
+ASKED_SAMPLES = 4
 
 
 @dataclass(frozen=True)
@@ -29,7 +30,7 @@ class Verdict:
     """One variant of one path on one backend. trained: judged by poses; else, with random weights, by numbers.
 
     binding: the backend takes this variant of its own accord; one that prefers fp32 runs others on request only, in an
-    arithmetic that no device has, and its figures bind nobody.
+    arithmetic that no device has, and its figures bind nobody.  causes: of a missed gate, sentences.
     """
 
     path: str
@@ -38,8 +39,9 @@ class Verdict:
     ran_on: tuple[str, ...]
     trained: bool
     binding: bool
-    figures: Figures
+    figures: AnyFigures
     gates: tuple[GateResult, ...]
+    causes: tuple[str, ...] = ()
 
     @property
     def passed(self) -> bool:
@@ -51,7 +53,7 @@ class Verification:
     """floors: path -> the reference against itself under noise, per draw.  skipped: what was not run, and why."""
 
     n_samples: int
-    floors: dict[str, tuple[Figures, ...]]
+    floors: dict[str, tuple[AnyFigures, ...]]
     verdicts: tuple[Verdict, ...]
     skipped: tuple[str, ...]
 
@@ -60,112 +62,93 @@ class Verification:
         return all(verdict.passed for verdict in self.verdicts if verdict.binding)
 
 
+@dataclass(frozen=True)
+class _Compared:
+    """What a variant says, and what ran it."""
+
+    figures: AnyFigures
+    ran_on: tuple[str, ...]
+
+
 def verify_bundle(
     bundle: Bundle,
     samples: Sequence[Sample],
     gates: Gates,
     progress: Progress = lambda stage, done, total: None,
     backends: Sequence[str] | None = None,
+    steps: Keeping | None = None,
 ) -> Verification:
-    """Compare every variant with fp32 on ONNX Runtime, path by path. backends: those that can run here if None.
+    """Compare every variant with fp32 on ONNX Runtime, path by path, and of the detector. backends: those that can run here if None.
 
-    Raises CalibrationError for a path with fewer than MIN_SAMPLES samples, and what running a path raises.
+    steps: remembers figures; without it everything runs. Raises CalibrationError for a path with too few samples, and
+    what running a path raises.
     """
     wanted, skipped = _runnable(bundle, backends)
-    scored = {entry.id: scored_object(bundle, entry) for entry in bundle.manifest.objects}
-    floors: dict[str, tuple[Figures, ...]] = {}
+    references: list[AnyReference] = [
+        PoseReference.of(bundle, path, samples, progress, steps) for path in bundle.manifest.paths
+    ]
+    if bundle.manifest.detector:
+        try:
+            references.append(BoxReference.of(bundle, samples, progress, steps))
+        except CalibrationError as error:  # crops there are enough, frames not; export asks for both beforehand
+            skipped.append(str(error))
+    floors: dict[str, tuple[AnyFigures, ...]] = {}
     verdicts: list[Verdict] = []
-    for path, entry in bundle.manifest.paths.items():
-        mine = [sample for sample in samples if sample.detection.object_id in entry.object_ids]
-        check_enough(mine, f"path {path}")
-        one = _Path(bundle, path, entry, mine, scored, progress)
-        base = baseline(bundle, path, mine, scored, progress)
-        floors[path] = base.floors
-        for backend, precision in one.variants(wanted):
-            seen = one.seen(backend, precision)
-            figures = figures_of(base.reference, seen, mine, scored, base.settled)
-            results = judged(figures, base.floors, gates, one.trained)
-            binding = _takes(backend, precision)
-            verdicts.append(Verdict(path, precision, backend, seen.backends, one.trained, binding, figures, results))
+    for reference in references:
+        floors[reference.name] = reference.floors
+        verdicts += _verdicts(reference, wanted, gates)
     return Verification(len(samples), floors, tuple(verdicts), tuple(skipped))
 
 
-@dataclass(frozen=True, eq=False)
-class Baseline:
-    """fp32 on the reference backend, and what noise does to it. settled: per sample, whether its pose stays put."""
-
-    reference: Observation
-    floors: tuple[Figures, ...]
-    settled: tuple[bool, ...]
-
-
-def baseline(
-    bundle: Bundle, path: str, samples: Sequence[Sample], objects: Mapping[int, ScoredObject], progress: Progress
-) -> Baseline:
-    """Run the path in fp32, plain and under each draw of noise."""
-    opener = variant_opener(bundle, path, REFERENCE_BACKEND, REFERENCE_PRECISION)
-
-    def seen(what: str, noise: GreyNoise | None) -> Observation:
-        stage = f"fp32 of {path}{what}"
-        return observe(bundle, path, samples, opener, noise, lambda done, total: progress(stage, done, total))
-
-    reference = seen("", None)
-    shaken = [seen(f", noise {k + 1}", GreyNoise(FLOOR_GREY_LEVELS, k)) for k in range(FLOOR_DRAWS)]
-    settled = settled_samples(reference, shaken, samples, objects)
-    floors = tuple(figures_of(reference, one, samples, objects, settled) for one in shaken)
-    return Baseline(reference, floors, settled)
-
-
-def check_enough(samples: Sequence[Sample], what: str) -> None:
-    """CalibrationError for fewer samples than a 95th percentile needs."""
-    if len(samples) < MIN_SAMPLES:
-        raise CalibrationError(
-            f"verification of {what}",
-            got=f"{len(samples)} crops",
-            expected=f"at least {MIN_SAMPLES}",
-            remedy="Give more frames, or boxes of the objects that this path knows.",
+def _verdicts(reference: AnyReference, backends: Sequence[str], gates: Gates) -> Iterator[Verdict]:
+    for backend, precision in _variants(reference, backends):
+        found = _compared(reference, backend, precision)
+        results = judged(found.figures, reference.floors, gates, reference.trained)
+        missed = not all(gate.passed for gate in results)
+        yield Verdict(
+            path=reference.name,
+            precision=precision,
+            backend=backend,
+            ran_on=found.ran_on,
+            trained=reference.trained,
+            binding=_takes(backend, precision),
+            figures=found.figures,
+            gates=results,
+            causes=_causes(reference, precision) if missed else (),
         )
 
 
-def is_trained(bundle: Bundle, entry: PathEntry) -> bool:
-    """Whether the path's poses mean something: not with random weights, which the bundle's provenance states."""
-    network = entry.graph.split(".")[0]
-    return not bundle.manifest.provenance.get(f"checkpoint of {network}", "").startswith(RANDOM_ORIGIN)
+def _causes(reference: AnyReference, precision: Precision) -> tuple[str, ...]:
+    """Asked of a few samples: what is broken is broken on each."""
+    if precision == REFERENCE_PRECISION:
+        return ()
+    return causes_of(reference.bundle, reference.graph, precision, reference.feeds(ASKED_SAMPLES))
 
 
-@dataclass(frozen=True, eq=False)
-class _Path:
-    bundle: Bundle
-    name: str
-    entry: PathEntry
-    samples: Sequence[Sample]
-    scored: Mapping[int, ScoredObject]
-    progress: Progress
+def _variants(reference: AnyReference, backends: Sequence[str]) -> list[tuple[str, Precision]]:
+    """Every other way to run this graph: backend by backend, in the order in which the manifest lists precisions."""
+    listed = reference.bundle.manifest.graphs[reference.graph].variants
+    return [
+        (backend, precision)
+        for backend in backends
+        for precision in listed
+        if precision in BACKENDS[backend].precisions
+        and (backend, precision) != (REFERENCE_BACKEND, REFERENCE_PRECISION)
+    ]
 
-    @property
-    def trained(self) -> bool:
-        return is_trained(self.bundle, self.entry)
 
-    def variants(self, backends: Sequence[str]) -> list[tuple[str, Precision]]:
-        """Every other way to run this path: backend by backend, in the order in which the manifest lists precisions."""
-        listed = self.bundle.manifest.graphs[self.entry.graph].variants
-        return [
-            (backend, precision)
-            for backend in backends
-            for precision in listed
-            if precision in BACKENDS[backend].precisions
-            and (backend, precision) != (REFERENCE_BACKEND, REFERENCE_PRECISION)
-        ]
+def _compared(reference: AnyReference, backend: str, precision: Precision) -> _Compared:
+    manifest = reference.bundle.manifest
+    stage = f"verify {reference.name} {precision} on {backend}"
+    member = manifest.graphs[reference.graph].variants[precision]
 
-    def seen(self, backend: str, precision: Precision) -> Observation:
-        stage = f"verify {self.name} {precision} on {backend}"
-        return observe(
-            self.bundle,
-            self.name,
-            self.samples,
-            variant_opener(self.bundle, self.name, backend, precision),
-            advance=lambda done, total: self.progress(stage, done, total),
-        )
+    def run() -> _Compared:
+        opener = reference.opener(backend, precision)
+        found = reference.compared(opener, lambda done, total: reference.progress(stage, done, total))
+        return _Compared(found.figures, found.ran_on)
+
+    inputs = {"reference": reference.key, "file": manifest.files[member].sha256}
+    return reference.steps.result(_Compared, stage, inputs, run)
 
 
 def _takes(backend: str, precision: Precision) -> bool:

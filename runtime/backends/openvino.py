@@ -11,10 +11,11 @@ import numpy as np
 import numpy.typing as npt
 
 from posekit.runtime.backends.declared import as_declared
+from posekit.runtime.backends.opened import OpenedSession
 from posekit.runtime.backends.resident import Array, Residents, unchanging
 from posekit.runtime.errors import BackendError
 from posekit.runtime.manifest import DTYPES
-from posekit.runtime.tensor import Feed, TensorSpec, check_feed
+from posekit.runtime.tensor import Feed, TensorSpec
 
 REMEDY_INSTALL = "pip install 'posekit[openvino]'"
 DEVICE = "CPU"
@@ -26,7 +27,7 @@ PRODUCTS = {"Convolution", "Deconvolution", "FullyConnected", "MatMul"}  # where
 INT8 = {"i8", "u8"}
 
 
-class OpenVinoSession:
+class OpenVinoSession(OpenedSession):
     """One graph on OpenVINO's CPU device. Implements posekit.runtime.session.Session.
 
     Writable inputs are read where they are; inputs that cannot change are taken over once (resident.py).
@@ -66,33 +67,16 @@ class OpenVinoSession:
                 expected="a graph it can load",
                 remedy="Check the file, or choose the backend onnxruntime.",
             ) from error
-        self._backend = f"OpenVINO {openvino.__version__.split('-')[0]}, {_really(core, compiled, arithmetic)}"
-        self._inputs = as_declared(found_inputs, inputs, self._backend)
-        self._outputs = as_declared(found_outputs, outputs, self._backend)
+        title = f"OpenVINO {openvino.__version__.split('-')[0]}, {_really(core, compiled, arithmetic)}"
+        super().__init__(as_declared(found_inputs, inputs, title), as_declared(found_outputs, outputs, title), title)
         self._input_index = {spec.name: i for i, spec in enumerate(found_inputs)}
         self._output_index = {spec.name: i for i, spec in enumerate(found_outputs)}
         self._residents: Residents[Any] = Residents()
         self._buffers = {spec.name: np.empty(0, spec.dtype) for spec in found_outputs}
 
-    @property
-    def inputs(self) -> tuple[TensorSpec, ...]:
-        return self._inputs
-
-    @property
-    def outputs(self) -> tuple[TensorSpec, ...]:
-        return self._outputs
-
-    @property
-    def backend(self) -> str:
-        return self._backend
-
     def run(self, feed: Feed) -> dict[str, npt.NDArray[np.generic]]:
         """Run once; the next run writes into the same outputs. Raises SpecError, BackendError."""
-        if self._request is None:
-            raise BackendError(
-                "session", got="a closed one", expected="an open one", remedy="Open the session again to run it."
-            )
-        check_feed(feed, self._inputs)
+        self._check(feed)
         try:
             tensors = {name: self._tensor(feed[name]) for name in self._input_index}  # alive until the run is over
             for name, index in self._input_index.items():
@@ -109,7 +93,7 @@ class OpenVinoSession:
 
     def close(self) -> None:
         """Give back the graph. Twice is harmless."""
-        self._request = None
+        self._open, self._request = False, None
         self._residents.clear()
 
     def _tensor(self, array: Array) -> Any:

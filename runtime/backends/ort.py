@@ -13,8 +13,9 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from posekit.runtime.backends.opened import OpenedSession
 from posekit.runtime.errors import BackendError
-from posekit.runtime.tensor import Feed, TensorSpec, check_feed
+from posekit.runtime.tensor import Feed, TensorSpec
 
 REMEDY_INSTALL = "pip install 'posekit[onnx]'"
 LOG_FATAL_ONLY = 4  # every error is raised as well: nothing is printed behind the caller's back
@@ -32,7 +33,7 @@ DTYPES = {
 }  # fmt: skip
 
 
-class OrtSession:
+class OrtSession(OpenedSession):
     """One graph on ONNX Runtime. Implements posekit.runtime.session.Session."""
 
     def __init__(
@@ -77,29 +78,15 @@ class OrtSession:
             )
         self._errors = _errors(onnxruntime)
         self._session: Any = session
-        self._inputs = tuple(_spec(i) for i in session.get_inputs())
-        self._outputs = tuple(_spec(o) for o in session.get_outputs())
-        self._backend = f"ONNX Runtime {onnxruntime.__version__}, {active[0]}"
-
-    @property
-    def inputs(self) -> tuple[TensorSpec, ...]:
-        return self._inputs
-
-    @property
-    def outputs(self) -> tuple[TensorSpec, ...]:
-        return self._outputs
-
-    @property
-    def backend(self) -> str:
-        return self._backend
+        super().__init__(
+            [_spec(i) for i in session.get_inputs()],
+            [_spec(o) for o in session.get_outputs()],
+            f"ONNX Runtime {onnxruntime.__version__}, {active[0]}",
+        )
 
     def run(self, feed: Feed) -> dict[str, npt.NDArray[np.generic]]:
         """Run once; the outputs are the caller's. Raises SpecError, BackendError."""
-        if self._session is None:
-            raise BackendError(
-                "session", got="a closed one", expected="an open one", remedy="Open the session again to run it."
-            )
-        check_feed(feed, self._inputs)
+        self._check(feed)
         try:
             results = self._session.run(None, dict(feed))
         except self._errors as error:
@@ -113,7 +100,7 @@ class OrtSession:
 
     def close(self) -> None:
         """Give back the graph. Twice is harmless."""
-        self._session = None
+        self._open, self._session = False, None
 
 
 def imported_onnxruntime() -> Any:

@@ -19,6 +19,7 @@ import numpy.typing as npt
 
 from posekit.runtime import cuda
 from posekit.runtime.backends.declared import as_declared
+from posekit.runtime.backends.opened import OpenedSession
 from posekit.runtime.backends.resident import Array, Residents, unchanging
 from posekit.runtime.cuda.driver import Bytes, Driver
 from posekit.runtime.engines import api
@@ -30,8 +31,9 @@ from posekit.runtime.engines.options import AxisRange, BuildOptions
 from posekit.runtime.engines.plan import engine_from_plan
 from posekit.runtime.errors import BackendError, EngineError, SpecError
 from posekit.runtime.machine import l4t
+from posekit.runtime.manifest import DEFAULT_CROPS_PER_PASS
 from posekit.runtime.session import Session
-from posekit.runtime.tensor import Feed, TensorSpec, check_feed, written
+from posekit.runtime.tensor import Feed, TensorSpec, written
 
 if TYPE_CHECKING:
     from typing_extensions import Self
@@ -41,9 +43,9 @@ DTYPES = {
     "FLOAT": "float32", "HALF": "float16", "INT8": "int8", "UINT8": "uint8", "INT32": "int32", "INT64": "int64",
     "BOOL": "bool",
 }  # fmt: skip
-# What the dynamic axes of posekit's graphs range over: crops of a pass (estimator.CROPS_AT_ONCE), views of a bank.
-AXES = {"batch": AxisRange(1, 4, 16), "views": AxisRange(5, 642, 8192)}
+VIEWS = AxisRange(5, 642, 8192)  # of a bank: any that may be swapped in
 
+CropsPerPass = tuple[int, int, int]  # fewest, usual, most
 Key = tuple[tuple[tuple[int, ...], int], ...]  # per input its shape and its address
 
 
@@ -64,7 +66,7 @@ class _Buffer:
     host: Bytes
 
 
-class TensorRtSession:
+class TensorRtSession(OpenedSession):
     """One engine on one GPU. Implements posekit.runtime.session.Session; also a context manager.
 
     Inputs that cannot change (resident.py) are copied to the device once, all others at every run.
@@ -87,15 +89,17 @@ class TensorRtSession:
         found = [_spec(engine, module, i) for i in range(engine.num_io_tensors)]
         title = f"{module.__name__} {module.__version__}, {driver.device.name} (SM{driver.device.sm})"
         modes = {s.name: engine.get_tensor_mode(s.name) for s in found}
-        self._inputs = as_declared([s for s in found if modes[s.name] == module.TensorIOMode.INPUT], inputs, title)
-        self._outputs = as_declared([s for s in found if modes[s.name] == module.TensorIOMode.OUTPUT], outputs, title)
-        self._ranges = {s.name: engine.get_tensor_profile_shape(s.name, 0) for s in self._inputs}
         self._no_graphs = driver.no_graphs
-        self._title = f"{title}, {driver.provider}"
+        super().__init__(
+            as_declared([s for s in found if modes[s.name] == module.TensorIOMode.INPUT], inputs, title),
+            as_declared([s for s in found if modes[s.name] == module.TensorIOMode.OUTPUT], outputs, title),
+            f"{title}, {driver.provider}",
+        )
+        self._ranges = {s.name: engine.get_tensor_profile_shape(s.name, 0) for s in self._inputs}
         self._buffers: dict[str, _Buffer] = {}
         self._prepared: dict[Key, _Prepared] = {}
         self._residents: Residents[int] = Residents(self._release)
-        self._scratch, self._open = 0, True
+        self._scratch = 0
         with driver.current(), listening(module) as log:
             self._stream = driver.stream()
             self._events = [driver.event() for _ in range(4)]
@@ -115,24 +119,12 @@ class TensorRtSession:
         self.close()
 
     @property
-    def inputs(self) -> tuple[TensorSpec, ...]:
-        return self._inputs
-
-    @property
-    def outputs(self) -> tuple[TensorSpec, ...]:
-        return self._outputs
-
-    @property
     def backend(self) -> str:
-        return f"{self._title}, " + (f"no CUDA graphs ({self._no_graphs})" if self._no_graphs else "CUDA graphs")
+        return f"{self._backend}, " + (f"no CUDA graphs ({self._no_graphs})" if self._no_graphs else "CUDA graphs")
 
     def run(self, feed: Feed) -> dict[str, npt.NDArray[np.generic]]:
         """Run once; the next run writes into the same outputs. Raises SpecError, BackendError."""
-        if not self._open:
-            raise BackendError(
-                "session", got="a closed one", expected="an open one", remedy="Open the session again to run it."
-            )
-        check_feed(feed, self._inputs)
+        self._check(feed)
         self._check_ranges(feed)
         driver, (started, fed, computed, done) = self._driver, self._events
         with driver.current():
@@ -235,7 +227,7 @@ class TensorRtSession:
         shape = tuple(context.get_tensor_shape(name))
         if min(shape, default=0) < 0:
             raise BackendError(
-                f"output {name!r} on {self._title}",
+                f"output {name!r} on {self._backend}",
                 got=f"the shape {written(shape)}, known only after running",
                 expected="a shape that follows from the inputs' shapes",
                 remedy="Export the graph without NonZero and NonMaxSuppression: a fixed TopK instead.",
@@ -302,7 +294,7 @@ class TensorRtSession:
 
     def _failed(self, what: str, log: Log) -> EngineError:
         return EngineError(
-            self._title, got=f"{what} failed: {log.errors}", expected="success", remedy=remedy_for(log.errors)
+            self._backend, got=f"{what} failed: {log.errors}", expected="success", remedy=remedy_for(log.errors)
         )
 
 
@@ -317,17 +309,18 @@ def open_session(
     outputs: tuple[TensorSpec, ...],
     flavour: FlavourName,
     *,
+    crops_per_pass: CropsPerPass | None = None,
     driver: Driver | None = None,
     cache: EngineCache | None = None,
 ) -> Session:
     """The engine of an ONNX graph for the GPU that is here, built if it is not cached, on a session.
 
-    inputs, outputs: as the manifest declares them.  driver, cache: defaults are `cuda.open_driver` and the user's cache.
+    inputs, outputs, crops_per_pass: as the manifest declares them.  driver, cache: defaults are `cuda.open_driver` and the user's cache.
     Raises BackendError (no driver, no GPU) and EngineError (what TensorRT refuses, in its words).
     """
     driver = driver or cuda.open_driver()  # first: without a GPU nothing needs to be built
     module = api.tensorrt_module(flavour)
-    key = key_for(model, inputs, flavour, driver)
+    key = key_for(model, inputs, flavour, driver, crops_per_pass)
     with driver.current():
         cached = (cache or EngineCache()).plan_for(key, partial(build_plan, model, inputs, key.options))
         engine = engine_from_plan(flavour, cached.plan)
@@ -335,13 +328,17 @@ def open_session(
 
 
 def key_for(
-    model: bytes | memoryview, inputs: tuple[TensorSpec, ...], flavour: FlavourName, driver: Driver
+    model: bytes | memoryview,
+    inputs: tuple[TensorSpec, ...],
+    flavour: FlavourName,
+    driver: Driver,
+    crops_per_pass: CropsPerPass | None = None,
 ) -> EngineKey:
     """What `open_session` looks its engine up by. Raises EngineError: no such module, an axis of unknown range."""
     ahead_of_time = api.FLAVOURS[flavour].ahead_of_time
     options = BuildOptions(
         flavour,
-        profiles=profiles_for(inputs),
+        profiles=profiles_for(inputs, crops_per_pass),
         compute_capabilities=(driver.device.sm,) if ahead_of_time else (),
     )
     version = api.tensorrt_module(flavour).__version__
@@ -349,18 +346,21 @@ def key_for(
     return EngineKey(graph_sha256, options, version, None if ahead_of_time else _device(driver))
 
 
-def profiles_for(inputs: tuple[TensorSpec, ...]) -> tuple[dict[str, AxisRange], ...]:
+def profiles_for(
+    inputs: tuple[TensorSpec, ...], crops_per_pass: CropsPerPass | None = None
+) -> tuple[dict[str, AxisRange], ...]:
     """What an engine is built for: a range per dynamic axis; none for a static graph. EngineError for an unknown axis."""
+    ranges = {"batch": AxisRange(*(crops_per_pass or DEFAULT_CROPS_PER_PASS)), "views": VIEWS}
     axes = dict.fromkeys(axis for spec in inputs for axis in spec.shape if isinstance(axis, str))
-    unknown = [axis for axis in axes if axis not in AXES]
+    unknown = [axis for axis in axes if axis not in ranges]
     if unknown:
         raise EngineError(
             f"dynamic axis {unknown[0]!r}",
             got="an axis of unknown range",
-            expected=f"one of {', '.join(AXES)}",
+            expected=f"one of {', '.join(ranges)}",
             remedy="Export the graph with that axis static, or run it on another backend.",
         )
-    return ({axis: AXES[axis] for axis in axes},) if axes else ()
+    return ({axis: ranges[axis] for axis in axes},) if axes else ()
 
 
 def _device(driver: Driver) -> Device:

@@ -89,6 +89,9 @@ boxes = "desk2.json"
 
 [gates]
 rotation_p95_deg = 0.5
+
+[engines]
+crops_per_pass = [1, 2, 8]           # or "measured": boxes per frame of the calibration
 """
 
 SMALL = """
@@ -150,6 +153,7 @@ def test_the_full_example_is_read_as_meant(tmp_path: Path) -> None:
     assert recipe.calibration == CropsRecipe("recordings/desk", max_crops=512)
     assert recipe.verification == CropsRecipe("recordings/desk2.mp4", "desk2.json", "camera.json")
     assert recipe.gates == Gates(rotation_p95_deg=0.5)
+    assert recipe.engines.crops_per_pass == (1, 2, 8)
 
 
 def test_a_recipe_is_hashed_and_its_paths_start_at_its_folder(tmp_path: Path) -> None:
@@ -226,6 +230,10 @@ def test_a_recipe_is_hashed_and_its_paths_start_at_its_folder(tmp_path: Path) ->
         ('checkpoint = "random"', VARIANTS + "[gates]\nlost = -0.1", "recipe.gates.lost"),
         ('checkpoint = "random"', VARIANTS + "[gates]\nrotation_p99 = 1", "unknown key"),
         ('checkpoint = "random"', 'checkpoint = "random"\n[calibration]\nsource = "x"', "precision.variants"),
+        ('checkpoint = "random"', 'checkpoint = "random"\n[engines]\ncrops_per_pass = [1, 8, 4]', "in that order"),
+        ('checkpoint = "random"', 'checkpoint = "random"\n[engines]\ncrops_per_pass = [2, 8, 8]', "in that order"),
+        ('checkpoint = "random"', 'checkpoint = "random"\n[engines]\ncrops_per_pass = "guessed"', "crops_per_pass"),
+        ('checkpoint = "random"', 'checkpoint = "random"\n[engines]\ncrops_per_pass = "measured"', "[calibration]"),
         ("[[networks]]", "[[networks", "a recipe in TOML"),
         ("[[objects]]", "objects = " + "[" * 5000, "a recipe in TOML"),
     ],

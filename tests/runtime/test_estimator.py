@@ -3,20 +3,22 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
-from toy_bundles import bank_bytes, perfect_maps
+from toy_bundles import bank_bytes, perfect_maps, pose_graph
 
 from posekit.runtime.bank import bank_from_bytes
 from posekit.runtime.bundle import Bundle
 from posekit.runtime.crop import CropPreset
 from posekit.runtime.detection import Detection
 from posekit.runtime.errors import BankError, BundleError, InputError
-from posekit.runtime.estimator import CROPS_AT_ONCE, PoseEstimator
+from posekit.runtime.estimator import PoseEstimator
 from posekit.runtime.intrinsics import Intrinsics
+from posekit.runtime.manifest import DEFAULT_CROPS_PER_PASS
 from posekit.runtime.pose import Pose, rotation_angle_rad
 from posekit.runtime.profiler import StageProfiler, no_stage
 
@@ -42,11 +44,24 @@ def test_regressor_reads_the_geometry_feeds(toy_bundle: Write) -> None:
 
 def test_more_detections_than_one_batch_keep_their_order(toy_bundle: Write) -> None:
     t_of_box = np.array([[0.001, 0, 0], [0, 0, 0], [0, 0, 0], [0, 0, 0.0]])
-    detections = [Detection(1, 0.5, BOX + [i, 0, 0, 0]) for i in np.linspace(-30, 10, 2 * CROPS_AT_ONCE + 3)]
+    detections = [
+        Detection(1, 0.5, BOX + [i, 0, 0, 0]) for i in np.linspace(-30, 10, 2 * DEFAULT_CROPS_PER_PASS[-1] + 3)
+    ]
     with Bundle(toy_bundle(t_of_box=t_of_box)) as bundle, PoseEstimator(bundle) as estimator:
         estimates = estimator.estimate(frame(), CAMERA, detections)
     x = [e.cam_from_obj.t_m[0] for e in estimates]
     assert np.allclose(x, [d.box_xyxy_px[0] * 0.001 for d in detections], atol=1e-6)
+
+
+def test_no_more_crops_go_through_at_once_than_engines_are_built_for(toy_bundle: Write) -> None:
+    content, entry = pose_graph(np.zeros((4, 3)) + [0, 0, 0.01])
+    path = toy_bundle(replaced={"pose": (content, replace(entry, crops_per_pass=(1, 2, 3)))})
+    batches: list[int] = []
+    with Bundle(path) as bundle, PoseEstimator(bundle) as estimator:
+        run = estimator._sessions[0].run
+        estimator._sessions[0].run = lambda feed: batches.append(len(feed["box"])) or run(feed)  # type: ignore[method-assign,func-returns-value]
+        assert len(estimator.estimate(frame(), CAMERA, [Detection(1, 0.9, BOX)] * 7)) == 7
+    assert batches == [3, 3, 1]
 
 
 def test_a_pose_behind_the_camera_is_absent(toy_bundle: Write) -> None:

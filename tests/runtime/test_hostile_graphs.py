@@ -14,9 +14,9 @@ from posekit.runtime.bank import bank_from_bytes
 from posekit.runtime.bundle import Bundle
 from posekit.runtime.detection import Detection, PoseEstimate
 from posekit.runtime.errors import BankError, PosekitError, SpecError
-from posekit.runtime.estimator import CROPS_AT_ONCE, PoseEstimator
+from posekit.runtime.estimator import PoseEstimator
 from posekit.runtime.intrinsics import Intrinsics
-from posekit.runtime.manifest import GraphEntry
+from posekit.runtime.manifest import DEFAULT_CROPS_PER_PASS, GraphEntry
 from posekit.runtime.pose import Pose
 from posekit.runtime.tensor import TensorSpec
 
@@ -136,7 +136,7 @@ def test_maps_that_are_not_finite_are_no_pose_or_one_of_the_rest(toy_bundle: Wri
 @pytest.mark.parametrize("path", ["regressor", "bank"])
 def test_many_boxes_of_one_object(toy_bundle: Write, path: str) -> None:
     boxes = [INSIDE + [i % 10, i // 10, i % 10, i // 10] for i in range(100)]
-    assert len(boxes) > 2 * CROPS_AT_ONCE
+    assert len(boxes) > 2 * DEFAULT_CROPS_PER_PASS[-1]
     found = estimates(toy_bundle(), path, *boxes)
     np.testing.assert_array_equal([e.detection.box_xyxy_px for e in found], boxes)
     assert {e.object_id for e in found} == {1}

@@ -98,6 +98,21 @@ def test_plain_and_back_is_identity(tree: Tree) -> None:
     assert record_from(Tree, json.loads(json.dumps(plain_from(tree)))) == tree
 
 
+@dataclass(frozen=True)
+class Bare:
+    """Nothing has a default, and one may be absent all the same: `plain_from` leaves None out."""
+
+    there: int
+    perhaps: int | None
+
+
+def test_what_is_none_need_not_be_there() -> None:
+    for record in (Bare(1, None), Bare(1, 2)):
+        assert record_from(Bare, plain_from(record)) == record
+    with pytest.raises(RecordProblem, match="there"):
+        record_from(Bare, {"perhaps": 2})
+
+
 json_values = st.recursive(
     st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=3),
     lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.sampled_from([*PLAIN, "size"]), inner, max_size=4),
@@ -175,6 +190,8 @@ def test_a_manifest_survives_its_own_text() -> None:
         (("graphs", "embedder", "variants"), {"fp8": "e.onnx"}, "fp8"),
         (("graphs", "embedder", "variants"), {"fp32": "gone.onnx"}, "gone.onnx"),
         (("graphs", "embedder", "role"), "oracle", "oracle"),
+        (("graphs", "embedder", "crops_per_pass"), [1, 8, 4], "crops_per_pass"),
+        (("graphs", "embedder", "crops_per_pass"), [0, 1, 4], "crops_per_pass"),
         (("graphs", "embedder", "inputs", 0, "dtype"), "object", "object"),
         (("graphs", "embedder", "inputs", 0, "shape"), [0, 3], r"\(0, 3\)"),
         (("objects", 0, "model"), "gone", "gone"),

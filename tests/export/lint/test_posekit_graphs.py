@@ -45,7 +45,8 @@ def sources(name: str) -> dict[str, GraphSource]:
 
 
 def exported(source: GraphSource, folder: Path) -> onnx.ModelProto:
-    return onnx.load(onnx_from_network(source, folder / "graph.onnx", simplify=False).path)
+    onnx_from_network(source, folder / "graph.onnx", simplify=False)
+    return onnx.load(folder / "graph.onnx")
 
 
 @pytest.fixture(autouse=True)

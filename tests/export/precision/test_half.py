@@ -77,13 +77,18 @@ def source() -> GraphSource:
 
 
 @pytest.fixture(scope="module")
-def exported(source: GraphSource, tmp_path_factory: pytest.TempPathFactory) -> ExportedGraph:
-    return onnx_from_network(half_source(source), tmp_path_factory.mktemp("half") / "half.onnx")
+def file(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("half") / "half.onnx"
 
 
 @pytest.fixture(scope="module")
-def model(exported: ExportedGraph) -> onnx.ModelProto:
-    return onnx.load(exported.path)
+def exported(source: GraphSource, file: Path) -> ExportedGraph:
+    return onnx_from_network(half_source(source), file)
+
+
+@pytest.fixture(scope="module")
+def model(exported: ExportedGraph, file: Path) -> onnx.ModelProto:
+    return onnx.load(file)
 
 
 def test_weights_are_float16_and_nothing_sensitive_is(
@@ -104,11 +109,11 @@ def test_weights_are_float16_and_nothing_sensitive_is(
     )  # an attention's own products; the other's inputs are float32
 
 
-def test_inputs_and_outputs_keep_their_types(source: GraphSource, exported: ExportedGraph) -> None:
+def test_inputs_and_outputs_keep_their_types(source: GraphSource, exported: ExportedGraph, file: Path) -> None:
     assert exported.inputs == source.inputs
     assert [spec.dtype for spec in exported.outputs] == ["float32"]
     feed = example_feed(source.inputs, {"batch": 4}, seed=5)
-    session = OrtSession(exported.path, threads=1)
+    session = OrtSession(file, threads=1)
     descriptors, wanted = session.run(feed)["descriptors"], network_outputs(source, source.module, feed)["descriptors"]
     assert (descriptors.astype(np.float64) * wanted).sum(axis=2).min() > 0.999
 
@@ -178,8 +183,8 @@ def test_what_is_kept_out_stays_float32(tmp_path: Path) -> None:
 def test_adjacent_parts_pass_float16_on(tmp_path: Path) -> None:
     network = nn.Sequential(nn.Conv2d(3, 8, 4, 4), nn.ReLU(), nn.Conv2d(8, 4, 1))
     half = half_source(embedder(network, ("0", "1", "2")))
-    graph = onnx_from_network(half, tmp_path / "chain.onnx", simplify=False)
-    ops = [node.op_type for node in onnx.load(graph.path).graph.node]
+    onnx_from_network(half, tmp_path / "chain.onnx", simplify=False)
+    ops = [node.op_type for node in onnx.load(tmp_path / "chain.onnx").graph.node]
     assert ops[ops.index("Conv") :][:3] == ["Conv", "Relu", "Conv"]
     assert ops.count("Cast") == 3  # from uint8, into the trunk, out of it
 
@@ -205,7 +210,7 @@ def test_a_float32_graph_is_no_float16_graph(source: GraphSource, tmp_path: Path
     graph = onnx_from_network(embedder(Two(), ("trunk",)), tmp_path / "full.onnx", simplify=False)
     assert graph.half is None
     with pytest.raises(PrecisionError, match="silent float32 trunk"):
-        check_half(onnx.load(graph.path), embedder(Two(), ("trunk",)))
+        check_half(onnx.load(tmp_path / "full.onnx"), embedder(Two(), ("trunk",)))
 
 
 def test_float16_outside_the_trunk_is_refused(source: GraphSource, model: onnx.ModelProto) -> None:
@@ -216,7 +221,9 @@ def test_float16_outside_the_trunk_is_refused(source: GraphSource, model: onnx.M
         check_half(strayed, source)
 
 
-def test_a_wrong_float16_graph_is_caught_and_rounding_is_not(source: GraphSource, exported: ExportedGraph) -> None:
+def test_a_wrong_float16_graph_is_caught_and_rounding_is_not(
+    source: GraphSource, exported: ExportedGraph, file: Path
+) -> None:
     for figure in exported.parity.figures:
         assert 1e-4 < figure.noise < figure.tolerance < 0.1
         assert figure.max_rel <= figure.tolerance / 2
@@ -224,7 +231,7 @@ def test_a_wrong_float16_graph_is_caught_and_rounding_is_not(source: GraphSource
     with torch.no_grad():
         wrong.module.get_parameter("network.network.mix.bias")[0] += 0.5
     with pytest.raises(ParityError, match="descriptors"):
-        check_parity(wrong, OrtSession(exported.path, threads=1))
+        check_parity(wrong, OrtSession(file, threads=1))
 
 
 @pytest.mark.parametrize(

@@ -70,7 +70,7 @@ def compare(name: str, options: dict[str, Any], crop: CropPreset, folder: Path) 
         assert half.size < 0.6 * sum(4 * tensor.numel() for tensor in source.module.parameters()) + GRAPH_BYTES
         feed = example_feed(source.inputs, {"batch": 2}, seed=3)
         wanted = network_outputs(source, source.module, feed)
-        got = OrtSession(half.path, threads=1).run(feed)
+        got = OrtSession(folder / "fp16.onnx", threads=1).run(feed)
         for output, exact in wanted.items():
             if output in ("boxes", "labels"):
                 continue  # in the order of scores that random weights leave all alike

@@ -17,8 +17,9 @@ from posekit.benchmarks.pose_error import scored_object_from
 from posekit.export.verify.figures import Figures, Spread, figures_of, settled_samples
 from posekit.export.verify.gates import Gates, judged
 from posekit.export.verify.observe import Observation, observe, variant_opener
+from posekit.export.verify.reference import MIN_SAMPLES
 from posekit.export.verify.samples import Sample
-from posekit.export.verify.verify import MIN_SAMPLES, verify_bundle
+from posekit.export.verify.verify import verify_bundle
 from posekit.runtime.bundle import Bundle
 from posekit.runtime.detection import Detection
 from posekit.runtime.errors import BackendError, CalibrationError
@@ -99,6 +100,7 @@ def test_a_variant_that_moves_poses_misses_its_gate_and_one_that_does_not_passes
         (verdict,) = (v for v in found.verdicts if v.precision == "fp16")
         assert verdict.path == "regressor"
         assert verdict.passed is passed is found.passed
+        assert isinstance(verdict.figures, Figures)
         assert verdict.figures.translation_mm is not None
         assert verdict.figures.translation_mm.p95 == pytest.approx(1000 * shift_m, rel=1e-3)
         missed = {gate.gate for gate in verdict.gates if not gate.passed}

@@ -27,8 +27,8 @@ from posekit.runtime.engines.build import BuildReport, BuiltPlan
 from posekit.runtime.engines.cache import Device, EngineCache
 from posekit.runtime.engines.options import BuildOptions
 from posekit.runtime.errors import BackendError, EngineError, SpecError
-from posekit.runtime.estimator import CROPS_AT_ONCE
 from posekit.runtime.machine import l4t
+from posekit.runtime.manifest import DEFAULT_CROPS_PER_PASS
 from posekit.runtime.tensor import TensorSpec
 
 Array = npt.NDArray[Any]
@@ -417,7 +417,7 @@ def test_rtx_compiles_for_the_gpu_that_is_there(
     tensorrt.open_session(TOY, *specs, "rtx", driver=gpu, cache=EngineCache(tmp_path)).close()
     (options,) = builds.options
     assert options.compute_capabilities == (87,)
-    assert options.profiles[0]["batch"].max >= CROPS_AT_ONCE
+    assert options.profiles[0]["batch"].max >= DEFAULT_CROPS_PER_PASS[-1]
 
 
 def test_without_a_gpu_nothing_is_built(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

@@ -1,0 +1,100 @@
+"""The real crops of a recipe: those that ranges are from, and those that variants are compared on."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Collection, Iterator, Sequence
+from dataclasses import dataclass
+
+from posekit.calibration.feeds import CalibrationSource, CropFeeds, ImageFeeds, recorded_frames
+from posekit.calibration.fitness import Fitness, fitness_of
+from posekit.export.recipe import CropsRecipe, ExportRecipe
+from posekit.export.verify.samples import Sample, samples_from
+from posekit.export.viewsphere import viewsphere
+from posekit.runtime.boxes import Boxes, boxes_from
+from posekit.runtime.crop import CropPreset
+from posekit.runtime.engines.options import profile_from_histogram
+from posekit.runtime.intrinsics import Intrinsics, intrinsics_from_json
+from posekit.runtime.manifest import DEFAULT_CROPS_PER_PASS, DetectorEntry, ObjectEntry
+from posekit.runtime.sources import Frame, Frames
+from posekit.runtime.tensor import TensorSpec
+
+CALIBRATION, VERIFICATION = 0, 1  # even frames, odd frames
+COVERAGE_VIEWS = 42  # directions, 20 degrees apart, that calibration crops are counted over
+
+
+@dataclass(frozen=True, eq=False)
+class CalibrationCrops:
+    """What one graph is calibrated on, and how fit it is."""
+
+    feeds: CalibrationSource
+    fitness: Fitness
+
+    @staticmethod
+    def of(feeds: CalibrationSource) -> CalibrationCrops:
+        """Read once and measured."""
+        return CalibrationCrops(feeds, fitness_of(feeds, viewsphere(COVERAGE_VIEWS)))
+
+
+def verification_samples(recipe: ExportRecipe, object_ids: set[int]) -> list[Sample]:
+    """The crops that variants are compared on: the recipe's own, or those frames that are not calibrated on."""
+    entry = recipe.verification or recipe.calibration
+    assert entry is not None  # the recipe's cross-check
+    boxes = _boxes(recipe, entry, None if recipe.verification else VERIFICATION)
+    source = str(recipe.resolve(entry.source))
+    return samples_from(source, boxes, _intrinsics(recipe, entry), object_ids, entry.max_crops)
+
+
+def calibration_crops(
+    recipe: ExportRecipe, objects: Sequence[ObjectEntry], crop: CropPreset, inputs: tuple[TensorSpec, ...]
+) -> CropFeeds:
+    """What one graph is calibrated on. objects: of its path.  inputs: of the graph."""
+    entry = recipe.calibration
+    assert entry is not None  # the recipe's cross-check
+    frames = recorded_frames(recipe.resolve(entry.source), _intrinsics(recipe, entry))
+    boxes = _boxes(recipe, entry, None if recipe.verification else CALIBRATION)
+    return CropFeeds(frames, boxes, objects, crop, inputs, entry.max_crops)
+
+
+def calibration_images(recipe: ExportRecipe, detector: DetectorEntry, inputs: tuple[TensorSpec, ...]) -> ImageFeeds:
+    """What the detector is calibrated on: whole frames, letterboxed."""
+    entry = recipe.calibration
+    assert entry is not None  # the recipe's cross-check
+    every = recorded_frames(recipe.resolve(entry.source), _intrinsics(recipe, entry))
+    mine = every if recipe.verification else lambda: Frames(_of_calibration(every()), None)
+    return ImageFeeds(mine, detector, inputs, entry.max_crops)
+
+
+def measured_crops_per_pass(recipe: ExportRecipe, object_ids: Collection[int]) -> tuple[int, int, int]:
+    """Fewest, usual and most boxes of these objects per frame of the calibration's source.
+
+    EngineError for frames without any; more than the runtime passes at once count as that many.
+    """
+    entry = recipe.calibration
+    assert entry is not None  # the recipe's cross-check
+    boxes = _boxes(recipe, entry, None)
+    frames = recorded_frames(recipe.resolve(entry.source), _intrinsics(recipe, entry))()
+    try:
+        counts = Counter(sum(box.object_id in object_ids for box in boxes(frame)) for frame in frames)
+    finally:
+        frames.close()
+    most = DEFAULT_CROPS_PER_PASS[-1]
+    seen = profile_from_histogram(counts)
+    return seen.min, min(seen.opt, most), min(seen.max, most)
+
+
+def _of_calibration(frames: Frames) -> Iterator[Frame]:
+    try:
+        yield from (frame for frame in frames if frame.index % 2 == CALIBRATION)
+    finally:
+        frames.close()
+
+
+def _boxes(recipe: ExportRecipe, entry: CropsRecipe, half: int | None) -> Boxes:
+    """half: only of even or odd frames, so that nothing is verified on what it was calibrated on."""
+    boxes = boxes_from(entry.boxes if entry.boxes == "gt" else str(recipe.resolve(entry.boxes)))
+    return boxes if half is None else lambda frame: boxes(frame) if frame.index % 2 == half else []
+
+
+def _intrinsics(recipe: ExportRecipe, entry: CropsRecipe) -> Intrinsics | None:
+    return intrinsics_from_json(recipe.resolve(entry.camera)) if entry.camera else None
