@@ -207,7 +207,7 @@ def export(
         else:
             report = export_recipe(recipe_from_toml(recipe), output, update, engines=engine is not None)
     if dry_run:
-        render.show_json(plan) if json else render.show_plan(plan, recipe, output)
+        render.show_json(plan) if json else render.show_plan(plan, recipe, output, engine)
         return
     render.show_json(render.export_summary(report)) if json else render.show_export(report)
 

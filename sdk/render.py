@@ -146,7 +146,7 @@ def show_export(report: ExportReport, then: Sequence[str] | None = None) -> None
     _next(tips if then is None else then)
 
 
-def show_plan(plan: ExportPlan, recipe: Path, output: Path) -> None:
+def show_plan(plan: ExportPlan, recipe: Path, output: Path, engine: str | None) -> None:
     """Every step with its size, which of them are kept, and the command that does it."""
     rows = [
         (step.name, "-" if step.size_bytes is None else f"{'' if step.exact else 'about '}{step.size_bytes / BYTES_PER_MB:.1f}",
@@ -156,7 +156,7 @@ def show_plan(plan: ExportPlan, recipe: Path, output: Path) -> None:
     _table("plan", ("step", "MB", "state", "took s", ""), rows)
     crops = f", verified on {plan.crops} crops" if plan.crops else ""
     _line(f"about {plan.size_bytes / BYTES_PER_MB:.0f} MB{crops}; steps are kept in {plan.cache}. Nothing was made.")
-    _next([f"posekit export {recipe} -o {output}"])
+    _next([f"posekit export {recipe} -o {output}" + (f" --engine {engine}" if engine else "")])
 
 
 def _show_precision(report: ExportReport) -> None:

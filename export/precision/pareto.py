@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -19,6 +20,7 @@ COLUMNS = (
 )  # fmt: skip
 BYTES_PER_MB = 1e6
 ABSENT = "-"
+PANELS_IN_A_ROW = 2
 LEAST_SCALE = 0.01  # of a plot's cost axis: below that there is nothing to see
 
 
@@ -86,10 +88,14 @@ def plot_png(points: Sequence[Point], title: str) -> bytes:
     from matplotlib.figure import Figure
 
     graphs = list(dict.fromkeys(point.graph for point in points))
-    figure = Figure(figsize=(6 * len(graphs), 5), layout="constrained")
+    columns = min(len(graphs), PANELS_IN_A_ROW)
+    rows = math.ceil(len(graphs) / columns)
+    figure = Figure(figsize=(7 * columns, 5 * rows), layout="constrained")
     FigureCanvasAgg(figure)
-    panels = figure.subplots(1, len(graphs), squeeze=False)[0]
-    for panel, graph in zip(panels, graphs, strict=True):
+    panels = figure.subplots(rows, columns, squeeze=False).ravel()
+    for unused in panels[len(graphs) :]:
+        unused.remove()
+    for panel, graph in zip(panels, graphs, strict=False):
         mine = [point for point in points if point.graph == graph]
         largest = max(point.measured.size_bytes for point in mine)
         for point in mine:
@@ -107,7 +113,7 @@ def plot_png(points: Sequence[Point], title: str) -> bytes:
             max(column) for column in zip(*((p.measured.latency_ms, _cost(p.measured)) for p in mine), strict=True)
         )
         panel.set(title=graph, xlabel="latency of one picture, ms (this machine)", xlim=(0, 1.3 * slowest))
-        panel.set_ylim(-0.1 * max(worst, LEAST_SCALE), 1.25 * max(worst, LEAST_SCALE))
+        panel.set_ylim(-0.25 * max(worst, LEAST_SCALE), 1.25 * max(worst, LEAST_SCALE))
         panel.set_ylabel(_cost_name([point.measured.figures for point in mine]))
         panel.grid(alpha=0.3)
     figure.suptitle(

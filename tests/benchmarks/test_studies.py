@@ -44,6 +44,8 @@ from posekit.benchmarks.studies.precision_table import markdown, verdict
 from posekit.benchmarks.studies.round_robin import WARM_UPS, interleaved
 from posekit.runtime.errors import CalibrationError, InputError
 
+ROOT = Path(__file__).resolve().parents[2]
+
 MS = {EAGER: 80.0, ORT: 50.0, OPENVINO_FP32: 60.0, OPENVINO_FP16: 55.0, OPENVINO_INT8: 20.0}
 
 
@@ -359,3 +361,13 @@ def test_what_a_fresh_process_refuses_is_said(tmp_path: Path) -> None:
     request = precision.Request(("tram3d",), tmp_path / "nothing", 30, 64, tmp_path / "r.json", "a command")
     with pytest.raises(precision.SystemFailed, match=r"SourceError.*models_info\.json"):
         precision.in_fresh_process("tram3d", request, quiet)
+
+
+@pytest.mark.parametrize("result", sorted((ROOT / "benchmarks/results").glob("precision-*.json")), ids=lambda p: p.stem)
+def test_the_committed_tables_are_what_the_script_makes_of_the_result(result: Path) -> None:
+    """A result is read by today's code, and no table was written by hand."""
+    made = markdown(read(result, Result))
+    assert result.with_suffix(".md").read_text() == made
+    latencies = made.split("\n\n")[1]
+    assert latencies.startswith("| system | graph | crops |")
+    assert latencies in (ROOT / "README.md").read_text()
