@@ -8,7 +8,6 @@ from posekit.runtime.errors import InputError
 from posekit.runtime.pose import Array
 
 SUBDIVISIONS = {42: 1, 162: 2, 642: 3, 2562: 4}  # vertices -> times each edge was halved
-ON_EQUATOR = 1e-9
 
 
 def viewsphere(n: int) -> Array:
@@ -24,11 +23,6 @@ def viewsphere(n: int) -> Array:
     for _ in range(SUBDIVISIONS[n]):
         vertices, faces = _halved_edges(vertices, faces)
     return vertices
-
-
-def upper_half(directions: Array) -> Array:
-    """The directions strictly above the equator: 301 of 642."""
-    return np.asarray(directions[directions[:, 2] > ON_EQUATOR])
 
 
 def view_rotations(n: int, in_plane_steps: int = 1) -> Array:

@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, IterableDataset, get_worker_info
 
 from posekit.export.checkpoint import load_checkpoint
+from posekit.runtime.machine import cpu
 
 Batch = dict[str, Tensor]
 WARM_UP_STEPS = 200
@@ -112,8 +113,7 @@ def autocast_pays(device: torch.device) -> bool:
     """bfloat16 autocast is 3x faster on a GPU and on CPUs with AMX, and slower on the others."""
     if device.type == "cuda":
         return True
-    cpuinfo = Path("/proc/cpuinfo")
-    return cpuinfo.exists() and "amx_bf16" in cpuinfo.read_text()
+    return "amx_bf16" in cpu().instructions
 
 
 def train(

@@ -7,7 +7,7 @@ import pytest
 from scipy.spatial import cKDTree
 from scipy.spatial.transform import Rotation
 
-from posekit.export.viewsphere import SUBDIVISIONS, upper_half, view_rotations, viewsphere
+from posekit.export.viewsphere import SUBDIVISIONS, view_rotations, viewsphere
 from posekit.runtime.errors import InputError
 from posekit.runtime.pose import Array, Pose
 
@@ -22,11 +22,6 @@ def test_directions_are_unit_and_start_at_the_pole(n: int) -> None:
     assert directions.shape == (n, 3)
     np.testing.assert_allclose(np.linalg.norm(directions, axis=1), 1.0, atol=1e-12)
     np.testing.assert_array_equal(directions[0], [0, 0, 1])
-
-
-@pytest.mark.parametrize(("n", "upper"), [(642, 301), (2562, 1241)])
-def test_upper_half_leaves_out_the_equator(n: int, upper: int) -> None:
-    assert len(upper_half(viewsphere(n))) == upper
 
 
 @pytest.mark.parametrize(
