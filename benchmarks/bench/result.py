@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Literal, TypeVar
 
 from posekit.benchmarks.accuracy import Accuracy
+from posekit.benchmarks.bench.truth_errors import TruthErrors
 from posekit.runtime.atomic import write_whole
 from posekit.runtime.errors import InputError
 from posekit.runtime.machine import Machine
@@ -148,6 +149,7 @@ class BenchResult:
 
     backends: what ran each graph.  packages: name -> version.  frames_source: where the pictures are from; they are real.
     valid: whether the figures may be compared; reasons: why not, sentences.
+    truth_errors: what `accuracy` was folded from.
     """
 
     format: int
@@ -172,6 +174,7 @@ class BenchResult:
     watched: tuple[Watched, ...] = ()
     accuracy: Accuracy | None = None
     notes: tuple[str, ...] = ()
+    truth_errors: TruthErrors | None = None
 
     def run(self, mode: str) -> Run | None:
         """The run of that mode, or None."""
