@@ -15,6 +15,7 @@ from posekit.runtime.detection import MIN_BOX_SIDE_PX, Detection
 from posekit.runtime.errors import InputError, SpecError
 from posekit.runtime.manifest import DetectorEntry
 from posekit.runtime.pose import Array
+from posekit.runtime.profiler import Stage, no_stage
 from posekit.runtime.session import Session
 from posekit.runtime.tensor import Shape, TensorSpec, check_shapes, shapes_fit
 from posekit.runtime.yolo_decode import Array32, Candidates, Outputs, Shapes
@@ -167,7 +168,7 @@ class Detector:
         self._check_outputs({spec.name: spec.shape for spec in session.outputs})
         self._pixels = np.empty((1, height, width, 3), np.uint8)
 
-    def detect(self, image_rgb_u8: Image) -> list[Detection]:
+    def detect(self, image_rgb_u8: Image, stage: Stage = no_stage) -> list[Detection]:
         """Objects in an (H, W, 3) uint8 RGB image, best score first; an empty list where there are none.
 
         Boxes are clipped to the image; what is thinner than a pixel there is no detection.
@@ -175,13 +176,21 @@ class Detector:
         """
         _check_image(image_rgb_u8)
         entry, family = self.entry, self.family
-        boxed = letterbox(image_rgb_u8, entry.input_wh_px, entry.letterbox_value, family.placement, out=self._pixels[0])
-        outputs = self._session.run({"image": self._pixels})
+        with stage("letterbox"):
+            size, value, placement = entry.input_wh_px, entry.letterbox_value, family.placement
+            boxed = letterbox(image_rgb_u8, size, value, placement, out=self._pixels[0])
+        with stage("detector"):
+            outputs = self._session.run({"image": self._pixels})
+        with stage("boxes"):
+            return self._decoded(outputs, boxed, (image_rgb_u8.shape[1], image_rgb_u8.shape[0]))
+
+    def _decoded(self, outputs: Outputs, boxed: Letterboxed, image_wh_px: tuple[int, int]) -> list[Detection]:
+        entry, family = self.entry, self.family
         self._check_outputs({name: array.shape for name, array in outputs.items()})
         found = self._of_bundle(family.decode(outputs, entry.input_wh_px, entry.score_threshold))
         best_first = np.argsort(-found.scores, kind="stable")[:MAX_DETECTIONS]
         found = found.take(nms(found, entry.iou_threshold) if family.suppress else best_first)
-        boxes = boxes_in_image(found.boxes, boxed, (image_rgb_u8.shape[1], image_rgb_u8.shape[0]))
+        boxes = boxes_in_image(found.boxes, boxed, image_wh_px)
         thick = (boxes[:, 2:] - boxes[:, :2] >= MIN_BOX_SIDE_PX).all(axis=1)
         ids = self._object_ids[found.labels]
         return [Detection(int(ids[i]), float(found.scores[i]), boxes[i]) for i in np.flatnonzero(thick)]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from types import TracebackType
 from typing import TYPE_CHECKING
 
@@ -25,6 +25,13 @@ if TYPE_CHECKING:
     from typing_extensions import Self
 
 
+Around = Callable[[str, Session], Session]  # name of a graph and its session -> what is run instead
+
+
+def _nothing_around(name: str, session: Session) -> Session:
+    return session
+
+
 class PoseEstimator:
     """One bundle, one path, one thread at a time."""
 
@@ -36,10 +43,12 @@ class PoseEstimator:
         backend: str = "auto",
         precision: Precision | None = None,
         stage: Stage = no_stage,
+        around: Around = _nothing_around,
     ) -> None:
         """Open the sessions of a path (default: the bundle's) and of the detector, if there is one.
 
         precision: graphs that have this variant run it, the others fp32; None: what the backend prefers.
+        around: what watches the sessions run, such as device events; by default nothing does.
         Raises BundleError for an unknown path, BankError for a foreign bank, BackendError if nothing can run it.
         """
         self.path_name = path or bundle.manifest.default_path
@@ -49,7 +58,11 @@ class PoseEstimator:
         self._stage = stage
         self._most_crops = (bundle.manifest.graphs[entry.graph].crops_per_pass or DEFAULT_CROPS_PER_PASS)[-1]
         self._batch = CropBatch(entry.crop, [objects[i] for i in entry.object_ids], self._most_crops)
-        open_graph = graph_opener(bundle, entry, backend, precision)
+        opened = graph_opener(bundle, entry, backend, precision)
+
+        def open_graph(name: str) -> Session:
+            return around(name, opened(name))
+
         self._path = PATHS[entry.kind](bundle, entry, open_graph)
         self._sessions: list[Session] = [*self._path.sessions]
         self._detector: Detector | None = None
@@ -83,8 +96,7 @@ class PoseEstimator:
                 remedy="Give boxes (posekit run --boxes), or export with a [detector] section.",
             )
         check_frame(image_rgb_u8, intrinsics)
-        with self._stage("detect"):
-            found = self._detector.detect(image_rgb_u8)
+        found = self._detector.detect(image_rgb_u8, self._stage)
         return [d for d in found if d.object_id in self.object_ids]
 
     def estimate(

@@ -21,7 +21,7 @@ from posekit.runtime.errors import SpecError
 from posekit.runtime.intrinsics import Intrinsics
 from posekit.runtime.manifest import PathEntry, PathKind, Role, SolverEntry
 from posekit.runtime.pose import Array, Pose, nearest_rotation
-from posekit.runtime.profiler import Stage
+from posekit.runtime.profiler import Stage, no_stage
 from posekit.runtime.records import json_from_record
 from posekit.runtime.session import Session
 from posekit.runtime.solvers import check_method, pose_from_correspondences
@@ -125,7 +125,7 @@ class CorrespondencePath:
         with stage("solve"):
             K_crops = [crop.K for crop in batch.crops]
             return [
-                solved(mask, coords, K, batch.preset.size_px, self._solver)
+                solved(mask, coords, K, batch.preset.size_px, self._solver, stage)
                 for mask, coords, K in zip(out["mask"], out["coords_m"], K_crops, strict=True)
             ]
 
@@ -136,6 +136,7 @@ def solved(
     K_crop: Array,
     crop_px: int,
     solver: SolverEntry,
+    stage: Stage = no_stage,
 ) -> Found | None:
     """Maps of one crop -> pose. mask: (h, w) probability.  coords_m: (h, w, 3) object frame.
 
@@ -152,7 +153,7 @@ def solved(
     rows, columns = np.nonzero((mask > solver.mask_threshold) & np.isfinite(mask) & np.isfinite(coords_m).all(axis=2))
     cell_px = crop_px / np.array([mask.shape[1], mask.shape[0]])
     pixels = (np.stack([columns, rows], axis=1) + 0.5) * cell_px - 0.5
-    solution = pose_from_correspondences(coords_m[rows, columns], pixels, K_crop, solver)
+    solution = pose_from_correspondences(coords_m[rows, columns], pixels, K_crop, solver, stage)
     if solution is None:
         return None
     return solution.cam_from_obj, float(mask[rows, columns].mean() * solution.inliers.mean())

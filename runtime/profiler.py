@@ -1,4 +1,8 @@
-"""Stage timing that costs nothing when off: the estimator is given `no_stage` or a StageProfiler's `stage`."""
+"""Stage timing that costs nothing when off: the estimator is given `no_stage` or a StageProfiler's `stage`.
+
+Stages of a frame: letterbox, detector (its network), boxes; crop; network; then decode, or retrieve (the matcher's network)
+and decode, or solve and refine. What no stage covers is the frame's own overhead.
+"""
 
 from __future__ import annotations
 
@@ -8,6 +12,8 @@ from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, field
 
 Stage = Callable[[str], AbstractContextManager[None]]
+
+NETWORK_STAGES = frozenset({"detector", "network", "retrieve"})  # those that run a session
 
 _OFF = nullcontext()
 
@@ -19,17 +25,25 @@ def no_stage(name: str) -> AbstractContextManager[None]:
 
 @dataclass
 class StageProfiler:
-    """samples_ns: stage name -> one host duration per pass, in order of first use."""
+    """samples_ns: stage name -> one host duration per pass, in order of first use.
+
+    Stages are disjoint: the time of a stage that begins within another one is not in the outer one's.
+    """
 
     samples_ns: dict[str, list[int]] = field(default_factory=dict)
+    _inner_ns: list[int] = field(default_factory=list)  # per open stage, of the stages within it
 
     @contextmanager
     def stage(self, name: str) -> Iterator[None]:
+        self._inner_ns.append(0)
         start = time.perf_counter_ns()
         try:
             yield
         finally:
-            self.samples_ns.setdefault(name, []).append(time.perf_counter_ns() - start)
+            duration_ns = time.perf_counter_ns() - start
+            self.samples_ns.setdefault(name, []).append(duration_ns - self._inner_ns.pop())
+            if self._inner_ns:
+                self._inner_ns[-1] += duration_ns
 
     def median_ms(self) -> dict[str, float]:
         """Stage name -> median duration, milliseconds."""

@@ -11,6 +11,7 @@ import numpy.typing as npt
 from posekit.runtime.errors import BackendError, InputError
 from posekit.runtime.manifest import SolverEntry
 from posekit.runtime.pose import Array, Pose, nearest_rotation
+from posekit.runtime.profiler import Stage, no_stage
 
 RANSAC_CONFIDENCE = 0.999
 MIN_INLIER_SHARE = 0.05  # random maps reach 1 % by chance
@@ -31,7 +32,11 @@ Method = Callable[[Array, Array, Array, SolverEntry], "tuple[Pose, npt.NDArray[n
 
 
 def pose_from_correspondences(
-    points_m: npt.ArrayLike, pixels: npt.ArrayLike, K: npt.ArrayLike, solver: SolverEntry
+    points_m: npt.ArrayLike,
+    pixels: npt.ArrayLike,
+    K: npt.ArrayLike,
+    solver: SolverEntry,
+    stage: Stage = no_stage,
 ) -> Solution | None:
     """Object points (N, 3), metres, seen at ideal pixels (N, 2) of a camera K (3, 3) -> the pose, or None.
 
@@ -52,7 +57,8 @@ def pose_from_correspondences(
     if inliers.sum() < enough or not _fixes_a_pose(X[inliers], u[inliers]):
         return None
     if solver.refine:
-        pose = refined(pose, X[inliers], u[inliers], K_)
+        with stage("refine"):
+            pose = refined(pose, X[inliers], u[inliers], K_)
     if pose.t_m[2] <= 0 or (pose.apply(X[inliers])[:, 2] <= 0).any():
         return None
     error_px = float(np.sqrt((reprojection_px(pose, X[inliers], u[inliers], K_) ** 2).mean()))

@@ -80,8 +80,10 @@ class TensorRtSession(OpenedSession):
         *,
         inputs: Sequence[TensorSpec] = (),
         outputs: Sequence[TensorSpec] = (),
+        engine_origin: str = "",
     ) -> None:
         """engine: opened from a plan by `module`, TensorRT or TensorRT-RTX.  inputs, outputs: as the manifest declares.
+        engine_origin: a sentence, whether it was found or built.
 
         Raises BackendError: other tensors than declared, an output whose size depends on values, no memory.
         """
@@ -90,6 +92,7 @@ class TensorRtSession(OpenedSession):
         title = f"{module.__name__} {module.__version__}, {driver.device.name} (SM{driver.device.sm})"
         modes = {s.name: engine.get_tensor_mode(s.name) for s in found}
         self._no_graphs = driver.no_graphs
+        self.engine_origin = engine_origin
         super().__init__(
             as_declared([s for s in found if modes[s.name] == module.TensorIOMode.INPUT], inputs, title),
             as_declared([s for s in found if modes[s.name] == module.TensorIOMode.OUTPUT], outputs, title),
@@ -324,7 +327,7 @@ def open_session(
     with driver.current():
         cached = (cache or EngineCache()).plan_for(key, partial(build_plan, model, inputs, key.options))
         engine = engine_from_plan(flavour, cached.plan)
-    return TensorRtSession(engine, module, driver, inputs=inputs, outputs=outputs)
+    return TensorRtSession(engine, module, driver, inputs=inputs, outputs=outputs, engine_origin=cached.reason)
 
 
 def key_for(
