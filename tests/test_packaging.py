@@ -16,7 +16,7 @@ ROOT = Path(__file__).resolve().parents[1]
 SETUPTOOLS = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["setuptools"]
 FOLDERS: dict[str, str] = SETUPTOOLS["package-dir"]
 # Scripts of the repository, and what they found.
-NOT_SHIPPED = {ROOT / "benchmarks" / "studies", ROOT / "benchmarks" / "results"}
+NOT_SHIPPED = {ROOT / "benchmarks" / name for name in ("studies", "peers", "suites", "results")}
 
 
 def shipped(folder: str) -> list[Path]:
