@@ -74,5 +74,9 @@ class EngineError(BackendError):
     """An engine cannot be built, or not be loaded here."""
 
 
+class ClockError(PosekitError):
+    """A clock that no duration can be taken from: it goes backwards, stands still, or its steps are too coarse."""
+
+
 class GateError(PosekitError):
     """A variant costs more than the recipe allows; nothing was promoted."""
