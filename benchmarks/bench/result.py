@@ -69,12 +69,16 @@ class Stage:
 
 @dataclass(frozen=True)
 class Deadlines:
-    """Of a paced run. missed: frames whose poses came after the next frame was due.  worst_late_ms: of those."""
+    """Of a paced run. missed: frames whose poses came after the next frame was due, or never.  worst_late_ms: of those.
+
+    of: all that the camera gave.  dropped: those that were never estimated, because newer ones were there.
+    """
 
     rate_hz: float
     missed: int
     of: int
     worst_late_ms: float
+    dropped: int = 0
 
 
 @dataclass(frozen=True)
