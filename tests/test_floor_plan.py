@@ -52,6 +52,7 @@ DOORS = {
     "cuda": {"runtime/cuda/cuda_python.py"},
     "pycuda": {"runtime/cuda/pycuda.py"},
     "typer": {"sdk"},
+    "pynvml": {"benchmarks/bench/nvidia_sensors.py"},
 }
 
 

@@ -1,0 +1,123 @@
+"""The process that reads the machine while a benchmark runs. `watching` starts it; the standard library alone.
+
+It writes one line of JSON per reading to its file: first {"notes": [...]}, then [seconds, {reading: value}] and, where a
+setting is new or has another value, [seconds, {reading: value}, {setting: text}]. It ends when its standard input is
+closed, which the end of the process that started it does too.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import select
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import TextIO
+
+from posekit.benchmarks.bench.linux_sensors import settings
+from posekit.benchmarks.bench.sensors import SLOW, Read, Source, open_sources
+
+BUDGET = 0.007  # of one core, for reading and writing; waking up comes on top, together under 1 %
+LONGEST_PAUSE_S = 1.0
+READY = b"r"
+
+
+class Machine:
+    """What is read, and when each source was read last."""
+
+    def __init__(self, root: Path, pid: int) -> None:
+        self.sources, self.notes = open_sources(root, pid)
+        self.read_settings, self.settings = settings(root), dict[str, str]()
+        self.due_s: dict[str, float] = {}
+
+    def readings(self, now_s: float) -> dict[str, float]:
+        """Of every source whose turn it is. A source that cannot be read at the moment is left out."""
+        found: dict[str, float] = {}
+        for source, read in self.sources:
+            if self._is_due(source.name, source.every_s, now_s):
+                found |= _read(source, read, now_s)
+        return found
+
+    def changed_settings(self, now_s: float) -> dict[str, str]:
+        """Those that are not as they were; all of them at first."""
+        if not self._is_due("settings", SLOW, now_s):
+            return {}
+        before, self.settings = self.settings, self.read_settings()
+        return {name: text for name, text in self.settings.items() if before.get(name) != text}
+
+    def _is_due(self, name: str, every_s: float, now_s: float) -> bool:
+        due = now_s >= self.due_s.get(name, now_s)
+        if due:
+            self.due_s[name] = now_s + every_s
+        return due
+
+
+def sample(machine: Machine, out: TextIO, start_s: float, interval_s: float, ready: Callable[[], None]) -> None:
+    """Until standard input ends. Seconds are of the monotonic clock, since `start_s`; it is the same in every process."""
+    parent, began_s, idle_cpu_s = os.getppid(), time.monotonic(), time.process_time()
+    _write(out, {"notes": machine.notes})
+    last = False
+    while True:
+        if last:
+            machine.due_s.clear()  # every source once more, so that what is rare has its end too
+        now_s, cpu_s = time.monotonic(), time.process_time()
+        found, changed = machine.readings(now_s), machine.changed_settings(now_s)
+        if now_s > began_s:
+            found["sampler.cpu"] = 100 * (cpu_s - idle_cpu_s) / (now_s - began_s)
+        _write(
+            out,
+            [
+                round(now_s - start_s, 4),
+                {name: _short(v) for name, v in found.items()},
+                *([changed] if changed else []),
+            ],
+        )
+        ready()
+        if last or os.getppid() != parent:
+            return
+        pause = pause_s(interval_s, time.monotonic() - now_s, time.process_time() - cpu_s)
+        last = bool(select.select([sys.stdin], [], [], pause)[0])
+
+
+def pause_s(interval_s: float, took_s: float, cpu_s: float) -> float:
+    """Until the next reading: the rest of the interval, or longer, so that reading takes no more than BUDGET of a core.
+
+    took_s, cpu_s: what this reading took, by the clock and of the processor. Never more than LONGEST_PAUSE_S.
+    """
+    return max(min(max(interval_s - took_s, cpu_s / BUDGET - took_s), LONGEST_PAUSE_S), 0.0)
+
+
+def main(arguments: list[str]) -> None:
+    """FILE PID START_S INTERVAL_S ROOT"""
+    path, pid, start_s, interval_s, root = arguments
+    told = False
+
+    def ready() -> None:
+        nonlocal told
+        if not told:
+            os.write(sys.stdout.fileno(), READY)
+        told = True
+
+    with open(path, "w", encoding="utf-8", buffering=1) as out:
+        sample(Machine(Path(root), int(pid)), out, float(start_s), float(interval_s), ready)
+
+
+def _read(source: Source, read: Read, now_s: float) -> dict[str, float]:
+    try:
+        return read(now_s)
+    except (OSError, ValueError):
+        return {}
+
+
+def _short(value: float) -> float:
+    return float(f"{value:.6g}")
+
+
+def _write(out: TextIO, line: object) -> None:
+    out.write(json.dumps(line) + "\n")
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])
