@@ -287,7 +287,7 @@ def test_outputs_that_cannot_be_written_are_known_before_the_work(
     trimesh = pytest.importorskip("trimesh")
     trimesh.Trimesh(CORNERS * 1000, FACES).export(tmp_path / "cube.ply")
     (tmp_path / "recipe.toml").write_text(TOY_RECIPE)
-    monkeypatch.setattr("posekit.export.pipeline._add_objects", None)
+    monkeypatch.setattr("posekit.export.pipeline.read_inputs", None)
     monkeypatch.setattr("posekit.bank_build.build_bank", None)
     build = ["bank", "build", bundle, "--object", 1, "--mesh", tmp_path / "cube.ply", "--unit", "mm"]
     for place in (tmp_path / "recipe.toml", tmp_path, tmp_path / "absent" / "x.posekit"):
@@ -501,3 +501,22 @@ def test_help_loads_nothing_heavy(arguments: list[str]) -> None:
         "assert not heavy, heavy\n"
     )
     subprocess.run([sys.executable, "-c", code], check=True, capture_output=True)
+
+
+def test_a_dry_run_shows_the_plan_and_makes_nothing(tmp_path: Path, monkeypatch: Any) -> None:
+    trimesh = pytest.importorskip("trimesh")
+    trimesh.Trimesh(CORNERS * 1000, FACES).export(tmp_path / "cube.ply")
+    (tmp_path / "recipe.toml").write_text(TOY_RECIPE)
+    (tmp_path / "toy_patches.py").write_text(TOY_NETWORK)
+    monkeypatch.setenv("POSEKIT_CACHE", str(tmp_path / "cache"))
+    shown = posekit("export", tmp_path / "recipe.toml", "-o", tmp_path / "x.posekit", "--dry-run")
+    assert shown.exit_code == 0, shown.output
+    assert "object cube" in shown.stdout
+    assert "Nothing was made." in shown.stdout
+    assert f"next: posekit export {tmp_path / 'recipe.toml'} -o {tmp_path / 'x.posekit'}" in shown.stdout
+    plan = json.loads(
+        posekit("export", tmp_path / "recipe.toml", "-o", tmp_path / "x.posekit", "--dry-run", "--json").stdout
+    )
+    assert {step["name"]: step["kept"] for step in plan["steps"]}["object cube"] is False
+    assert not (tmp_path / "x.posekit").exists()
+    assert not (tmp_path / "cache").exists()
