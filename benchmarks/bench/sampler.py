@@ -12,7 +12,6 @@ import os
 import select
 import sys
 import time
-from collections.abc import Callable
 from pathlib import Path
 from typing import TextIO
 
@@ -21,7 +20,7 @@ from posekit.benchmarks.bench.sensors import SLOW, Read, Source, open_sources
 
 BUDGET = 0.007  # of one core, for reading and writing; waking up comes on top, together under 1 %
 LONGEST_PAUSE_S = 1.0
-READY = b"r"
+READY, WITH_POWER = b"r", b"p"  # said once, after the first reading
 
 
 class Machine:
@@ -31,6 +30,10 @@ class Machine:
         self.sources, self.notes = open_sources(root, pid)
         self.read_settings, self.settings = settings(root), dict[str, str]()
         self.due_s: dict[str, float] = {}
+
+    @property
+    def has_power(self) -> bool:
+        return any(source.power for source, _ in self.sources)
 
     def readings(self, now_s: float) -> dict[str, float]:
         """Of every source whose turn it is. A source that cannot be read at the moment is left out."""
@@ -54,27 +57,22 @@ class Machine:
         return due
 
 
-def sample(machine: Machine, out: TextIO, start_s: float, interval_s: float, ready: Callable[[], None]) -> None:
-    """Until standard input ends. Seconds are of the monotonic clock, since `start_s`; it is the same in every process."""
-    parent, began_s, idle_cpu_s = os.getppid(), time.monotonic(), time.process_time()
+def sample(machine: Machine, out: TextIO, parent: int, start_s: float, interval_s: float) -> None:
+    """Until standard input ends or `parent` has. Seconds are of the monotonic clock, since `start_s`; it is the same in every process."""
+    began_s, opened_cpu_s = time.monotonic(), time.process_time()
     _write(out, {"notes": machine.notes})
-    last = False
+    last = told = False
     while True:
         if last:
             machine.due_s.clear()  # every source once more, so that what is rare has its end too
         now_s, cpu_s = time.monotonic(), time.process_time()
         found, changed = machine.readings(now_s), machine.changed_settings(now_s)
-        if now_s > began_s:
-            found["sampler.cpu"] = 100 * (cpu_s - idle_cpu_s) / (now_s - began_s)
-        _write(
-            out,
-            [
-                round(now_s - start_s, 4),
-                {name: _short(v) for name, v in found.items()},
-                *([changed] if changed else []),
-            ],
-        )
-        ready()
+        if now_s - began_s > SLOW:
+            found["sampler.cpu"] = 100 * (cpu_s - opened_cpu_s) / (now_s - began_s)
+        values = {name: _short(value) for name, value in found.items()}
+        _write(out, [round(now_s - start_s, 4), values, *([changed] if changed else [])])
+        if not told:
+            told = os.write(sys.stdout.fileno(), WITH_POWER if machine.has_power else READY) > 0
         if last or os.getppid() != parent:
             return
         pause = pause_s(interval_s, time.monotonic() - now_s, time.process_time() - cpu_s)
@@ -92,16 +90,9 @@ def pause_s(interval_s: float, took_s: float, cpu_s: float) -> float:
 def main(arguments: list[str]) -> None:
     """FILE PID START_S INTERVAL_S ROOT"""
     path, pid, start_s, interval_s, root = arguments
-    told = False
-
-    def ready() -> None:
-        nonlocal told
-        if not told:
-            os.write(sys.stdout.fileno(), READY)
-        told = True
-
+    machine = Machine(Path(root), int(pid))
     with open(path, "w", encoding="utf-8", buffering=1) as out:
-        sample(Machine(Path(root), int(pid)), out, float(start_s), float(interval_s), ready)
+        sample(machine, out, int(pid), float(start_s), float(interval_s))
 
 
 def _read(source: Source, read: Read, now_s: float) -> dict[str, float]:

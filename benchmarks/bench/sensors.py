@@ -34,23 +34,24 @@ KINDS = {
 class Source:
     """open: (root folder, watched process) -> its reader, or None where the machine has no such source.
 
-    every_s: the least time between two readings.  A PermissionError of `open` is a source that is there and not readable.
+    every_s: the least time between two readings.  power: whether it may tell some.  A PermissionError of `open` is a source that is there and not readable.
     """
 
     name: str
     every_s: float
     open: Callable[[Path, int], Read | None]
+    power: bool = False
 
 
 FAST, SLOW = 0.0, 1.0
 SOURCES = (
     Source("processor clocks", FAST, linux_sensors.cpu_clocks),
     Source("GPU clock (devfreq)", FAST, linux_sensors.devfreq_clocks),
-    Source("power rails (hwmon)", FAST, linux_sensors.power_rails),
-    Source("RAPL energy counters", FAST, linux_sensors.rapl),
-    Source("NVML", FAST, nvidia_sensors.nvml),
-    Source("nvidia-smi", FAST, nvidia_sensors.nvidia_smi),
-    Source("tegrastats", FAST, nvidia_sensors.tegrastats),
+    Source("power rails (hwmon)", FAST, linux_sensors.power_rails, power=True),
+    Source("RAPL energy counters", FAST, linux_sensors.rapl, power=True),
+    Source("NVML", FAST, nvidia_sensors.nvml, power=True),
+    Source("nvidia-smi", FAST, nvidia_sensors.nvidia_smi, power=True),
+    Source("tegrastats", FAST, nvidia_sensors.tegrastats, power=True),
     Source("load of other processes", 0.5, linux_sensors.load_of_others),
     Source("memory of the process", 0.5, linux_sensors.resident_memory),
     Source("temperatures", SLOW, linux_sensors.temperatures),

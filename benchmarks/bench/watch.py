@@ -25,6 +25,7 @@ from typing import Any
 
 from posekit.benchmarks.bench.energy import Energy, Phase, energy, total_rails
 from posekit.benchmarks.bench.result import Readings, Watched
+from posekit.benchmarks.bench.sampler import WITH_POWER
 from posekit.benchmarks.bench.sensors import unit
 from posekit.benchmarks.bench.validity import Change, Seen, reasons_against, unlocked_clocks
 from posekit.runtime.machine import power_mode
@@ -52,6 +53,7 @@ class Watch:
     reasons: tuple[str, ...] = ()
     notes: tuple[str, ...] = ()
     settings: Mapping[str, str] = field(default_factory=dict)
+    _has_power: bool = False
 
     @contextmanager
     def during(self, name: str) -> Iterator[None]:
@@ -63,7 +65,12 @@ class Watch:
             self.phases.append(Phase(name, start_s, self._now_s()))
 
     def idle(self, seconds: float = 2.0) -> None:
-        """Wait, so that the power of the idling machine is known. Before the run, with everything loaded."""
+        """Wait, so that the power of the idling machine is known. Before the run, with everything loaded.
+
+        Where no power is readable there is nothing to wait for.
+        """
+        if not self._has_power:
+            return
         with self.during(IDLE):
             time.sleep(seconds)
 
@@ -88,12 +95,13 @@ def watching(interval_s: float = 0.1, uses_gpu: bool = True, root: Path = ROOT) 
         out = Path(folder) / "readings"
         mode = power_mode(root)
         with open(Path(folder) / "errors", "w+b") as errors:
-            sampler, problem = _started(out, errors.fileno(), watch.start_s, interval_s, root)
+            sampler, problem, watch._has_power = _started(out, errors.fileno(), watch.start_s, interval_s, root)
             try:
                 yield watch
             finally:
                 end_s = watch._now_s()
-                problem = problem or _ended(sampler)
+                ended = _ended(sampler) if sampler else None
+                problem = problem or ended
                 cause = _last_line(errors)
         _fill(watch, _lines(out), end_s, uses_gpu, (mode, power_mode(root)))
         if problem:
@@ -102,39 +110,47 @@ def watching(interval_s: float = 0.1, uses_gpu: bool = True, root: Path = ROOT) 
 
 def _started(
     out: Path, errors: int, start_s: float, interval_s: float, root: Path
-) -> tuple[subprocess.Popen[bytes], str | None]:
-    """The process, after its first reading; and what is wrong with it. Its standard input is its lifeline."""
+) -> tuple[subprocess.Popen[bytes] | None, str | None, bool]:
+    """The process, after its first reading; what is wrong with it; whether it reads power.
+
+    Its standard input is its lifeline: it ends when that is closed.
+    """
     arguments = [str(out), str(os.getpid()), repr(start_s), repr(interval_s), str(root)]
-    sampler = subprocess.Popen(
-        [sys.executable, "-m", SAMPLER, *arguments],
-        stdin=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-        stderr=errors,
-        cwd="/",  # no module of the working folder is taken for one of Python's
-    )
+    try:
+        sampler = subprocess.Popen(
+            [sys.executable, "-m", SAMPLER, *arguments],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=errors,
+            cwd="/",  # no module of the working folder is taken for one of Python's
+            start_new_session=True,  # Ctrl-C ends the benchmark, which ends this one
+        )
+    except OSError as error:
+        return None, f"the reading process could not be started ({error})", False
     assert sampler.stdout is not None
     readable = select.select([sampler.stdout], [], [], START_TIMEOUT_S)[0]
     if not readable:
         sampler.kill()
-        return sampler, f"no reading within {START_TIMEOUT_S:.0f} s"
-    return sampler, None if sampler.stdout.read(1) else f"the reading process ended at once ({_fate(sampler.wait())})"
+        return sampler, f"no reading within {START_TIMEOUT_S:.0f} s", False
+    said = sampler.stdout.read(1)
+    problem = None if said else f"the reading process ended at once ({_fate(sampler.wait())})"
+    return sampler, problem, said == WITH_POWER
 
 
 def _ended(sampler: subprocess.Popen[bytes]) -> str | None:
     """What is wrong with how it ended, or None."""
+    assert sampler.stdin is not None and sampler.stdout is not None
     died = sampler.poll()
+    sampler.stdin.close()
     try:
-        with sampler:  # closes its standard input, which ends it
-            assert sampler.stdin is not None
-            sampler.stdin.close()
-            code = sampler.wait(END_TIMEOUT_S)
+        code = sampler.wait(END_TIMEOUT_S)
     except subprocess.TimeoutExpired:
         sampler.kill()
         sampler.wait()
         return "the reading process did not answer at the end"
-    if died is not None or code != 0:
-        return f"the reading process ended early ({_fate(code)})"
-    return None
+    finally:
+        sampler.stdout.close()
+    return f"the reading process ended early ({_fate(code)})" if died is not None or code else None
 
 
 def _fate(code: int) -> str:
