@@ -28,7 +28,7 @@ class Boundary(TyperGroup):
 
     def invoke(self, ctx: Any) -> Any:
         try:
-            with _warnings_shown():
+            with _warnings_shown(), _builds_shown():
                 return super().invoke(ctx)
         except PosekitError as error:
             raise _exit(error) from error
@@ -73,6 +73,12 @@ def _warnings_shown() -> Iterator[None]:
 
         warnings.showwarning = show
         yield
+
+
+def _builds_shown() -> Any:
+    from posekit.render import builds_shown
+
+    return builds_shown()
 
 
 def _missing(module: str) -> BackendError:

@@ -28,6 +28,7 @@ if TYPE_CHECKING:
 
 Update = Callable[[int, int | None], None]
 BYTES_PER_MB = 1e6
+SHORT_BUILD_S = 3.0
 PIPED_WIDTH = 200  # a pipe has no width; do not fold tables for it
 
 
@@ -107,6 +108,25 @@ def stages() -> Iterator[Callable[[str, int, int], None]]:
             bar.update(tasks[stage], completed=done, total=total)
 
         yield update
+
+
+@contextmanager
+def builds_shown() -> Iterator[None]:
+    """A line on stderr for every tenth of an engine build that takes seconds: on a device it takes minutes."""
+    from posekit.runtime.engines.progress import BuildProgress, builds_watched
+
+    told = {"tenths": 0}
+
+    def tell(build: BuildProgress) -> None:
+        tenths = int(build.fraction * 10)
+        if build.elapsed_s < SHORT_BUILD_S or tenths == told["tenths"]:
+            return
+        told["tenths"] = tenths
+        left = "" if build.left_s is None else f", about {build.left_s:.0f} s left"
+        print(f"building an engine: {build.fraction:.0%}{left} ({build.phase})", file=sys.stderr, flush=True)
+
+    with builds_watched(tell):
+        yield
 
 
 def export_summary(report: ExportReport) -> dict[str, Any]:

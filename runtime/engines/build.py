@@ -17,7 +17,7 @@ from posekit.runtime.engines.causes import remedy_for
 from posekit.runtime.engines.kernels import Kernel, kernels_from_log, kernels_of
 from posekit.runtime.engines.options import BuildOptions, profile_shapes
 from posekit.runtime.engines.plan import engine_from_plan
-from posekit.runtime.engines.progress import Phases, Progress, monitor_class
+from posekit.runtime.engines.progress import Phases, Progress, monitor_class, watcher
 from posekit.runtime.errors import EngineError
 from posekit.runtime.tensor import TensorSpec
 
@@ -57,13 +57,13 @@ def build_plan(
     options: BuildOptions,
     *,
     timing_cache: Path | None = None,
-    progress: Progress = lambda _: None,
+    progress: Progress | None = None,
 ) -> BuiltPlan:
     """Parse, compile, and read back what was compiled.
 
     inputs: the graph's, as the manifest lists them; a dynamic axis is a name.  timing_cache: read where it exists and
     written after the build, except where the options pin its content.  progress: called in the caller's thread, at the
-    start, about ten times a second, and at the end. Interrupted at any time, nothing is left behind. Equal input does not give equal bytes.
+    start, about ten times a second, and at the end; left out: who watches builds (progress.builds_watched). Interrupted at any time, nothing is left behind. Equal input does not give equal bytes.
     Raises EngineError: no TensorRT, no GPU, an operator it cannot do (named), a foreign timing cache.
     """
     row, module = FLAVOURS[options.flavour], tensorrt_module(options.flavour)
@@ -77,7 +77,7 @@ def build_plan(
         _configure(module, config, options)
         _add_profiles(builder, config, inputs, options)
         cache = _use_timings(config, timings, timing_cache, log) if timing_cache else None
-        plan = _compiled(module, builder, network, config, progress, log, row.title)
+        plan = _compiled(module, builder, network, config, progress or watcher(), log, row.title)
         if timing_cache and cache is not None and options.timing_cache_sha256 is None:
             timings = bytes(cache.serialize())
             write_whole(timing_cache, timings)

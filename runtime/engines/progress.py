@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
 from dataclasses import dataclass
 from typing import Any
 
@@ -23,6 +25,24 @@ class BuildProgress:
 
 
 Progress = Callable[[BuildProgress], None]
+
+
+_watcher: ContextVar[Progress | None] = ContextVar("watcher of engine builds", default=None)
+
+
+@contextmanager
+def builds_watched(progress: Progress) -> Iterator[None]:
+    """Builds inside the block report to `progress`, however deep below a session they happen."""
+    token = _watcher.set(progress)
+    try:
+        yield
+    finally:
+        _watcher.reset(token)
+
+
+def watcher() -> Progress:
+    """Who wants to know of a build that starts now; perhaps nobody."""
+    return _watcher.get() or (lambda _: None)
 
 
 @dataclass

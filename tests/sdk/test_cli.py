@@ -520,3 +520,17 @@ def test_a_dry_run_shows_the_plan_and_makes_nothing(tmp_path: Path, monkeypatch:
     assert {step["name"]: step["kept"] for step in plan["steps"]}["object cube"] is False
     assert not (tmp_path / "x.posekit").exists()
     assert not (tmp_path / "cache").exists()
+
+
+def test_a_long_engine_build_is_told_in_lines(capsys: pytest.CaptureFixture[str]) -> None:
+    from posekit.render import builds_shown
+    from posekit.runtime.engines.progress import BuildProgress, watcher
+
+    with builds_shown():
+        for percent in range(0, 101, 5):
+            watcher()(BuildProgress("tactics", percent / 100, 0.4 * percent, 40 - 0.4 * percent))
+    lines = capsys.readouterr().err.splitlines()
+    assert len(lines) == 10
+    assert lines[0] == "building an engine: 10%, about 36 s left (tactics)"
+    watcher()(BuildProgress("tactics", 0.5, 20.0, 20.0))
+    assert capsys.readouterr().err == ""

@@ -18,7 +18,7 @@ from trt_names import NO_OP, TENSORRT, other_version
 
 from posekit.runtime.engines.build import build_plan
 from posekit.runtime.engines.options import AxisRange, BuildOptions
-from posekit.runtime.engines.progress import BuildProgress
+from posekit.runtime.engines.progress import BuildProgress, builds_watched
 from posekit.runtime.errors import EngineError
 from posekit.runtime.tensor import TensorSpec
 
@@ -167,3 +167,14 @@ def test_a_damaged_timing_cache_is_refused_and_left_alone(tensorrt: BuildOptions
     assert path.read_bytes() == b"garbage" * 100
     with pytest.raises(EngineError, match="a readable file"):
         build_plan(toy_graph("fp32"), CROPS, tensorrt, timing_cache=tmp_path)
+
+
+def test_a_build_below_a_session_is_seen_by_who_watches() -> None:
+    seen: list[BuildProgress] = []
+    with builds_watched(seen.append):
+        build_plan(toy_graph("fp32"), CROPS, OPTIONS)
+    assert [step.fraction for step in seen] == sorted(step.fraction for step in seen)
+    assert len(seen) >= 2
+    count = len(seen)
+    build_plan(toy_graph("fp32"), CROPS, OPTIONS)
+    assert len(seen) == count
