@@ -1,7 +1,6 @@
 """Stage timing that costs nothing when off: the estimator is given `no_stage` or a StageProfiler's `stage`.
 
-Stages of a frame: letterbox, detector (its network), boxes; crop; network; then decode, or retrieve (the matcher's network)
-and decode, or solve and refine. What no stage covers is the frame's own overhead.
+What no stage covers is the frame's own overhead.
 """
 
 from __future__ import annotations
@@ -13,6 +12,8 @@ from dataclasses import dataclass, field
 
 Stage = Callable[[str], AbstractContextManager[None]]
 
+# In the order of a frame; a path has some of them. "detector" is the network of it, "boxes" what follows it.
+STAGES = ("letterbox", "detector", "boxes", "crop", "network", "retrieve", "decode", "solve", "refine")
 NETWORK_STAGES = frozenset({"detector", "network", "retrieve"})  # those that run a session
 
 _OFF = nullcontext()

@@ -12,7 +12,7 @@ from typing import Annotated, Any, Literal
 import typer
 from typer.core import TyperGroup
 
-from posekit.runtime.errors import BackendError, GateError, OutputError, PosekitError
+from posekit.runtime.errors import BackendError, ClockError, GateError, OutputError, PosekitError
 
 GATE_MISSED, INVALID_INPUT, ENVIRONMENT = 1, 2, 3
 LINT_ERRORS = 1
@@ -44,7 +44,7 @@ def _exit(error: PosekitError) -> typer.Exit:
     from posekit.render import show_error
 
     show_error(error)
-    codes = {GateError: GATE_MISSED, BackendError: ENVIRONMENT}
+    codes = {GateError: GATE_MISSED, BackendError: ENVIRONMENT, ClockError: ENVIRONMENT}
     return typer.Exit(next((code for kind, code in codes.items() if isinstance(error, kind)), INVALID_INPUT))
 
 
@@ -244,6 +244,57 @@ def verify(
     render.show_verification_json(found) if json else render.show_verification(found, request)
     if not found.passed:
         raise typer.Exit(GATE_MISSED)
+
+
+@app.command()
+def bench(
+    bundle: BundlePath,
+    source: Annotated[
+        str, typer.Argument(help="Real frames: image folder, video, camera index or BOP data set.", show_default=False)
+    ],
+    camera: Annotated[Path | None, typer.Option(help="Intrinsics as JSON; a BOP data set brings its own.")] = None,
+    boxes: Annotated[
+        str | None, typer.Option(help="Box file (JSON), or gt for true boxes. Default: the detector.")
+    ] = None,
+    path: Annotated[str | None, typer.Option(help="Pose path. Default: the bundle's own.")] = None,
+    backend: Annotated[str, typer.Option(help="auto, or a backend by name.")] = "auto",
+    precision: Annotated[PrecisionName | None, typer.Option(help="Default: what the backend prefers.")] = None,
+    frames: Annotated[int, typer.Option(min=1, help="Per mode.")] = 200,
+    repeat: Annotated[bool, typer.Option("--repeat", help="Frames may repeat; the result says so.")] = False,
+    paced: Annotated[float | None, typer.Option(metavar="HZ", help="Also as a camera of this rate would.")] = None,
+    objects: Annotated[
+        str | None, typer.Option(metavar="N,N", help="Also with so many boxes per frame: 1,2,4,8,16.")
+    ] = None,
+    pipelined: Annotated[
+        bool, typer.Option("--pipelined", help="Also overlapping consecutive frames, against one after the other.")
+    ] = False,
+    mlperf: Annotated[
+        bool, typer.Option("--mlperf", help="Also SingleStream and Offline style: 1024 frames and 10 minutes each.")
+    ] = False,
+    minutes: Annotated[float | None, typer.Option(help="Also a soak: first against last minute.")] = None,
+    output: Annotated[
+        Path | None, typer.Option("-o", "--output", help="Evidence folder. Default: a new one, here.")
+    ] = None,
+    json: AsJson = False,
+) -> None:
+    """Measure detector to pose, stage by stage, with the machine watched. Exit code 2: the run is INVALID."""
+    import shlex
+    import sys
+
+    from posekit import bench_view, render
+    from posekit.bench import BenchRequest, objects_from, run_bench
+    from posekit.benchmarks.bench.plan import Plan
+
+    soak_s = None if minutes is None else minutes * 60
+    counts = objects_from(objects) if objects else ()
+    plan = Plan(frames, repeat, paced, counts, pipelined, mlperf, soak_s)
+    command = shlex.join(["posekit", *sys.argv[1:]])
+    request = BenchRequest(bundle, source, plan, camera, boxes, path, backend, precision, output, command)
+    # No bar while measuring: what draws it would take the processor from what is measured.
+    result, folder = run_bench(request, lambda line: print(line, file=sys.stderr, flush=True))
+    render.show_json(result) if json else bench_view.show_bench(result, folder)
+    if not result.valid:
+        raise typer.Exit(INVALID_INPUT)
 
 
 @app.command()

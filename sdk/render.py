@@ -235,7 +235,7 @@ def show_run(request: RunRequest, outcome: RunOutcome) -> None:
     times = [(name, f"{t.p50_ms:.2f}", f"{t.p95_ms:.2f}", str(t.n)) for name, t in outcome.timings.items()]
     _table("time per frame, wall clock, first frame included", ("stage", "p50 ms", "p95 ms", "frames"), times)
     if outcome.accuracy:
-        _show_accuracy(outcome.accuracy)
+        show_accuracy(outcome.accuracy)
     for path in outcome.written:
         _line(f"wrote [bold]{path}[/]")
     _next(_after_run(request, outcome))
@@ -324,7 +324,8 @@ def show_rows(title: str, columns: Sequence[str], rows: Iterable[Sequence[str]],
     _next(then)
 
 
-def _show_accuracy(accuracy: Accuracy) -> None:
+def show_accuracy(accuracy: Accuracy) -> None:
+    """One row per object, and the totals."""
     columns = (
         "object",
         "true",
