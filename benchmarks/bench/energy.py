@@ -9,13 +9,14 @@ from dataclasses import dataclass
 from posekit.benchmarks.bench.result import Readings
 
 # What a machine takes, by the rails that it has: the first row whose first rail is there counts, its rails are added up.
-# The input rail of a Jetson contains the others; an AGX Orin has none, these three are what its module is fed by. On a PC
+# The input rail of a Jetson contains the others; modules of an AGX Orin or Thor have none and are fed by three. On a PC
 # it is processors, their memory and graphics cards: not the board, drives and fans.
 TOTALS: tuple[tuple[str, ...], ...] = (
     ("VDD_IN",),
     ("POM_5V_IN",),
     ("VIN",),
     ("VDD_GPU_SOC", "VDD_CPU_CV", "VIN_SYS_5V0"),
+    ("VDD_GPU", "VDD_CPU_SOC_MSS", "VIN_SYS_5V0"),
     (r"package-\d+", r"package-\d+\.dram", r"gpu\d+"),
     (r"gpu\d+",),
 )

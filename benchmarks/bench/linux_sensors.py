@@ -28,7 +28,13 @@ class Files:
     """Open files by name. What cannot be read at the moment is left out: a unit without power has no temperature."""
 
     def __init__(self, paths: Mapping[str, Path]) -> None:
-        self.files = {name: os.open(path, os.O_RDONLY) for name, path in paths.items()}
+        self.files: dict[str, int] = {}
+        for name, path in paths.items():
+            self.files[name] = os.open(path, os.O_RDONLY)
+
+    def __del__(self) -> None:
+        for file in self.files.values():
+            os.close(file)
 
     def texts(self) -> dict[str, str]:
         found = {}
@@ -101,7 +107,8 @@ def settings(root: Path) -> Callable[[], dict[str, str]]:
 
 def power_rails(root: Path, pid: int) -> Read | None:
     """INA3221: volts times amperes per labelled channel. Any other chip that tells power itself (INA238, INA2xx, meters)."""
-    mv, ma, uw = {}, {}, {}
+    mv, ma = {}, {}
+    uw: list[tuple[Path, str]] = []
     for chip in _hwmons(root):
         if _text(chip / "name") == "ina3221":
             for n in "123":
@@ -112,8 +119,8 @@ def power_rails(root: Path, pid: int) -> Read | None:
         for path in sorted([*chip.glob("power[1-9]_input"), *chip.glob("power[1-9]_average")]):
             n = path.name[5]
             label = _text(chip / f"power{n}_label") or _text(chip / f"in{n}_label") or _text(chip / "name")
-            uw[f"power.{label}"] = path
-    volts_mv, amperes_ma, watts = Values(mv, 1.0), Values(ma, 1.0), Values(uw, 1e-6)
+            uw.append((path, label))
+    volts_mv, amperes_ma, watts = Values(mv, 1.0), Values(ma, 1.0), Values(_named("power", uw), 1e-6)
 
     def read(t_s: float) -> dict[str, float]:
         current_ma = amperes_ma()

@@ -19,6 +19,7 @@ from posekit.benchmarks.bench.linux_sensors import OFFLINE_C, power_rails
 
 Read = Callable[[float], dict[str, float]]
 ROOT = Path("/")
+ANSWER_TIMEOUT_S = 10.0
 PROGRAM_FOLDERS = ("usr/bin", "usr/local/nvidia/bin", "usr/lib/wsl/lib")
 INITIAL_PID_NAMESPACE = "pid:[4026531836]"  # a constant of Linux, PROC_PID_INIT_INO
 
@@ -120,7 +121,7 @@ def count_others(pids: Iterable[int], pid: int, namespace: str | None = None) ->
     numbers = set(pids)
     if pid in numbers:
         return len(numbers) - 1
-    inside = (namespace or os.readlink("/proc/self/ns/pid")) != INITIAL_PID_NAMESPACE
+    inside = (namespace or _pid_namespace()) != INITIAL_PID_NAMESPACE
     return max(len(numbers) - 1, 0) if inside else len(numbers)
 
 
@@ -195,6 +196,10 @@ def _asked(pynvml: Any, ask: Callable[[Any], float], gpu: Any) -> tuple[float] |
         return None
 
 
+def _pid_namespace() -> str:
+    return os.readlink("/proc/self/ns/pid")
+
+
 def _program(root: Path, name: str) -> str | None:
     return shutil.which(name, path=os.pathsep.join(str(root / folder) for folder in PROGRAM_FOLDERS))
 
@@ -202,7 +207,9 @@ def _program(root: Path, name: str) -> str | None:
 def _succeeds(command: Sequence[str]) -> bool:
     try:
         return (
-            subprocess.run(command, capture_output=True, stdin=subprocess.DEVNULL, timeout=10, check=False).returncode
+            subprocess.run(
+                command, capture_output=True, stdin=subprocess.DEVNULL, timeout=ANSWER_TIMEOUT_S, check=False
+            ).returncode
             == 0
         )
     except (OSError, subprocess.SubprocessError):

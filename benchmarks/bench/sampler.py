@@ -98,7 +98,7 @@ def main(arguments: list[str]) -> None:
 def _read(source: Source, read: Read, now_s: float) -> dict[str, float]:
     try:
         return read(now_s)
-    except (OSError, ValueError):
+    except (OSError, ValueError, LookupError):  # gone, or not in its layout at the moment
         return {}
 
 

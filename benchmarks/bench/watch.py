@@ -139,7 +139,8 @@ def _started(
 
 def _ended(sampler: subprocess.Popen[bytes]) -> str | None:
     """What is wrong with how it ended, or None."""
-    assert sampler.stdin is not None and sampler.stdout is not None
+    assert sampler.stdin is not None
+    assert sampler.stdout is not None
     died = sampler.poll()
     sampler.stdin.close()
     try:
