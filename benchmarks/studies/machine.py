@@ -7,6 +7,7 @@ import os
 import platform
 import re
 import subprocess
+from collections.abc import Sequence
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -40,7 +41,8 @@ class Machine:
         return re.sub(r"[^a-z0-9]+", "-", re.sub(r"\((r|tm)\)", "", self.cpu.lower())).strip("-")
 
 
-def this_machine() -> Machine:
+def this_machine(packages: Sequence[str] = PACKAGES) -> Machine:
+    """packages: whose versions matter."""
     blocks = _cpus()
     flags = set(blocks[0].get("flags", blocks[0].get("Features", "")).split())
     return Machine(
@@ -50,7 +52,7 @@ def this_machine() -> Machine:
         memory_gb=round(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30, 1),
         governor=GOVERNOR.read_text().strip() if GOVERNOR.exists() else None,
         system=f"{platform.system()} {platform.release()}, Python {platform.python_version()}",
-        versions={name: found for name in PACKAGES if (found := _version(name))},
+        versions={name: found for name in packages if (found := _version(name))},
     )
 
 
