@@ -145,7 +145,7 @@ def retrieval(size: Size, threads: int) -> Iterator[Contest[Found]]:
     views = made_views(size)
     absent: dict[str, str] = {}
     with ExitStack() as stack:
-        rows: list[Contender[Found]] = [stack.enter_context(_posekit(views, threads)), *_torch(views), *_numpy(views)]
+        rows: list[Contender[Found]] = [stack.enter_context(posekit_matcher(views, threads)), *_torch(views), *_numpy(views)]
         try:
             rows += _faiss(views, threads)
         except ImportError as error:
@@ -169,7 +169,7 @@ def retrieval(size: Size, threads: int) -> Iterator[Contest[Found]]:
 
 
 @contextmanager
-def _posekit(views: Views, threads: int) -> Iterator[Contender[Found]]:
+def posekit_matcher(views: Views, threads: int) -> Iterator[Contender[Found]]:
     """The matcher graph as a bundle has it, on the backend that `auto` gives it on a CPU."""
     places, channels, _ = views.templates.shape
     plain = bank_graphs(torch.nn.Identity(), 32, places, channels, ())["matcher"]
