@@ -23,6 +23,7 @@ from posekit.runtime.profiler import STAGES
 
 CHUNK_BYTES = 1 << 20
 HOST_STAGES = (CAPTURE, WAIT, *STAGES)
+LAST = len(HOST_STAGES)
 PACKAGES = (
     "numpy", "opencv-python", "opencv-python-headless", "onnxruntime", "onnxruntime-gpu", "openvino", "tensorrt",
     "tensorrt-rtx-cu13-libs", "cuda-bindings", "pycuda", "poselib",
@@ -87,7 +88,8 @@ def _stages(one: Done, frames: HeldFrames) -> dict[str, tuple[Clock, tuple[int, 
     kept, found = one.kept, dict[str, tuple[Clock, tuple[int, ...]]]()
     if one.mode.name == BACK_TO_BACK:
         found[CAPTURE] = ("host", frames.capture_ns)  # every frame was read once, before
-    found |= {name: ("host", tuple(kept.host_ns[name])) for name in HOST_STAGES if name in kept.host_ns}
+    in_order = sorted(kept.host_ns, key=lambda name: HOST_STAGES.index(name) if name in HOST_STAGES else LAST)
+    found |= {name: ("host", tuple(kept.host_ns[name])) for name in in_order}
     found[TOTAL] = ("host", tuple(kept.total_ns))
     return found | {name: ("device", tuple(ns)) for name, ns in kept.device_ns.items()}
 
