@@ -1,8 +1,8 @@
 """The process that reads the machine while a benchmark runs. `watching` starts it; the standard library alone.
 
 It writes one line of JSON per reading to its file: first {"notes": [...]}, then [seconds, {reading: value}] and, where a
-setting is new or has another value, [seconds, {reading: value}, {setting: text}]. It ends when its standard input is
-closed, which the end of the process that started it does too.
+setting is new or has another value, [seconds, {reading: value}, {setting: text}]. It ends when its standard input
+has something or is closed, which the end of the process that started it does too.
 """
 
 from __future__ import annotations
@@ -58,7 +58,7 @@ class Machine:
 
 
 def sample(machine: Machine, out: TextIO, parent: int, start_s: float, interval_s: float) -> None:
-    """Until standard input ends or `parent` has. Seconds are of the monotonic clock, since `start_s`; it is the same in every process."""
+    """Until standard input has something or ends, or `parent` has ended. Seconds are of the monotonic clock, since `start_s`; it is the same in every process."""
     began_s, opened_cpu_s = time.monotonic(), time.process_time()
     _write(out, {"notes": machine.notes})
     last = told = False

@@ -85,7 +85,7 @@ def others_ran(seen: Seen, phase: Phase) -> Iterator[str]:
             yield f"{phase.name}: other processes used {share:.0%} of the {seen.processors} processors."
     for name, series in _of(seen, "others", phase):
         if (count := max(_values(series))) > 0 and seen.uses_gpu:
-            yield f"{phase.name}: {_short(name)} was shared with {count:.0f} other processes."
+            yield f"{phase.name}: {_short(name)} was shared with {count:.0f} other process{'es' * (count > 1)}."
 
 
 def not_watched(seen: Seen, phase: Phase) -> Iterator[str]:

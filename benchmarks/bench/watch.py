@@ -25,7 +25,7 @@ from typing import Any
 
 from posekit.benchmarks.bench.energy import Energy, Phase, energy, total_rails
 from posekit.benchmarks.bench.result import Readings, Watched
-from posekit.benchmarks.bench.sampler import WITH_POWER
+from posekit.benchmarks.bench.sampler import READY, WITH_POWER
 from posekit.benchmarks.bench.sensors import unit
 from posekit.benchmarks.bench.validity import Change, Seen, reasons_against, unlocked_clocks
 from posekit.runtime.machine import power_mode
@@ -34,6 +34,7 @@ SAMPLER = "posekit.benchmarks.bench.sampler"
 ROOT = Path("/")
 START_TIMEOUT_S = 20.0  # opening every source, NVIDIA's tools among them
 END_TIMEOUT_S = 15.0
+END = b"."
 IDLE, WHOLE = "idle", "run"
 
 
@@ -133,8 +134,11 @@ def _started(
         sampler.kill()
         return sampler, f"no reading within {START_TIMEOUT_S:.0f} s", False
     said = sampler.stdout.read(1)
-    problem = None if said else f"the reading process ended at once ({_fate(sampler.wait())})"
-    return sampler, problem, said == WITH_POWER
+    return (
+        sampler,
+        None if said in (READY, WITH_POWER) else "the reading process did not begin to read",
+        said == WITH_POWER,
+    )
 
 
 def _ended(sampler: subprocess.Popen[bytes]) -> str | None:
@@ -142,7 +146,11 @@ def _ended(sampler: subprocess.Popen[bytes]) -> str | None:
     assert sampler.stdin is not None
     assert sampler.stdout is not None
     died = sampler.poll()
-    sampler.stdin.close()
+    try:
+        sampler.stdin.write(END)  # closing is not enough where a forked process has the pipe too
+        sampler.stdin.close()
+    except BrokenPipeError:
+        died = sampler.wait()
     try:
         code = sampler.wait(END_TIMEOUT_S)
     except subprocess.TimeoutExpired:
