@@ -114,6 +114,15 @@ class Unit(str, Enum):
     inch = "inch"
 
 
+class Difference(str, Enum):
+    """What may differ, if asked, between two sides of a comparison."""
+
+    machine = "machine"
+    bundle = "bundle"
+    settings = "settings"
+    invalid = "invalid"
+
+
 def _version(wanted: bool) -> None:
     if wanted:
         from posekit import __version__
@@ -295,6 +304,67 @@ def bench(
     render.show_json(result) if json else bench_view.show_bench(result, folder)
     if not result.valid:
         raise typer.Exit(INVALID_INPUT)
+
+
+@app.command()
+def report(
+    folders: Annotated[
+        list[Path], typer.Argument(metavar="DIR...", help="Evidence folders, or folders of them.", show_default=False)
+    ],
+    output: Annotated[Path, typer.Option("-o", "--output", help="The HTML page.")] = Path("report.html"),
+    markdown: Annotated[Path | None, typer.Option(help="Also as Markdown, for the summary of a CI job.")] = None,
+    junit: Annotated[Path | None, typer.Option(help="Also as JUnit XML.")] = None,
+    bundle: Annotated[Path | None, typer.Option(help="Also this bundle's precision report.")] = None,
+    json: AsJson = False,
+) -> None:
+    """Show benchmark runs side by side on one HTML page that needs nothing else."""
+    from posekit import render
+    from posekit.benchmarks.bench.report import ReportFiles
+    from posekit.report import ReportRequest, report_summary, run_report, show_report
+
+    request = ReportRequest(tuple(folders), ReportFiles(output, markdown, junit), bundle)
+    runs = run_report(request)
+    render.show_json(report_summary(runs, request)) if json else show_report(runs, request)
+
+
+@app.command()
+def compare(
+    base: Annotated[Path, typer.Argument(metavar="BASE", help="Evidence folder, folder of them, or baseline file.")],
+    new: Annotated[Path, typer.Argument(metavar="NEW", help="The same, of what is to be judged.")],
+    gate: Annotated[
+        list[str] | None,
+        typer.Option(help='"total.p95<+5%", "rotation.p95<0.5deg", "paced:total.p99<40ms"; repeatable.'),
+    ] = None,
+    allow: Annotated[list[Difference] | None, typer.Option(help="Compare although this differs, repeatable.")] = None,
+    markdown: Annotated[Path | None, typer.Option(help="Also as Markdown, for the summary of a CI job.")] = None,
+    junit: Annotated[Path | None, typer.Option(help="Also as JUnit XML.")] = None,
+    json: AsJson = False,
+) -> None:
+    """Judge NEW against BASE, noise included. Exit code 1: a gate is missed. 2: not comparable, or too noisy to decide."""
+    from posekit import render
+    from posekit.compare import CompareRequest, comparison_json, run_compare, show_comparison
+
+    request = CompareRequest(base, new, tuple(gate or ()), tuple(d.value for d in allow or ()), markdown, junit)
+    found = run_compare(request)
+    render.show_json(comparison_json(found)) if json else show_comparison(found, request)
+    if found.verdict != "held":
+        raise typer.Exit(GATE_MISSED if found.verdict == "missed" else INVALID_INPUT)
+
+
+@app.command()
+def baseline(
+    folders: Annotated[
+        list[Path], typer.Argument(metavar="DIR...", help="Evidence folders of the same thing, or folders of them.")
+    ],
+    output: Annotated[Path, typer.Option("-o", "--output", help="The file to commit.", show_default=False)],
+    json: AsJson = False,
+) -> None:
+    """Keep several runs as one small file for `posekit compare`."""
+    from posekit import render
+    from posekit.compare import baseline_summary, run_baseline, show_baseline
+
+    runs = run_baseline(folders, output)
+    render.show_json(baseline_summary(runs, output)) if json else show_baseline(runs, output)
 
 
 @app.command()

@@ -19,11 +19,12 @@ MIN_RUNS = 2  # of a baseline: one run tells nothing of the noise that new runs 
 
 @dataclass(frozen=True)
 class Evidence:
-    """One run. samples: None of a baseline, which keeps figures alone."""
+    """One run. samples, folder: None of a baseline, which keeps figures alone."""
 
     name: str
     result: BenchResult
     samples: Samples | None = None
+    folder: Path | None = None
 
 
 @dataclass(frozen=True)
@@ -44,7 +45,7 @@ def side_from(path: Path) -> tuple[Evidence, ...]:
             expected="a folder of `posekit bench`, a folder of such folders, or a baseline file",
             remedy="Run posekit bench first.",
         )
-    return tuple(Evidence(folder.name, read_result(folder), read_samples(folder)) for folder in folders)
+    return tuple(_from_folder(folder.resolve()) for folder in folders)
 
 
 def write_baseline(path: Path, runs: Sequence[Evidence]) -> None:
@@ -67,10 +68,14 @@ def write_baseline(path: Path, runs: Sequence[Evidence]) -> None:
     write_whole(path, (json.dumps(plain, sort_keys=True, separators=(",", ":")) + "\n").encode())
 
 
+def _from_folder(folder: Path) -> Evidence:
+    return Evidence(folder.name, read_result(folder), read_samples(folder), folder)
+
+
 def _from_file(path: Path) -> tuple[Evidence, ...]:
     """A baseline, or a result.json named itself."""
     if path.name == RESULT:
-        return (Evidence(path.parent.name, read_result(path), read_samples(path.parent)),)
+        return (_from_folder(path.resolve().parent),)
     try:
         plain = json.loads(path.read_bytes())
         if not isinstance(plain, Mapping) or plain.get("baseline") != FORMAT:

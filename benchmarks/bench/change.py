@@ -21,7 +21,7 @@ Method = Literal["runs", "passes", "poses", "none"]
 Side = Sequence[Evidence]
 METHODS: dict[Method, str] = {
     "runs": "bootstrap over runs",
-    "passes": "bootstrap over blocks of passes; with a single run each, noise between runs is not seen",
+    "passes": "bootstrap over blocks of passes, widened, as a single run each does not tell how much runs differ",
     "poses": "bootstrap over true objects, in pairs where both sides have a pose",
     "none": "no interval",
 }
@@ -113,11 +113,14 @@ def _over_runs(figure: Figure, mode: str, sides: Sequence[Side]) -> list[_Drawn]
 
 
 def _over_passes(figure: Figure, mode: str, run: Evidence, seed: int) -> _Drawn:
+    """How much runs differ is not known from one: what its passes vary by is widened as for one degree of freedom."""
     assert run.samples is not None
     assert figure.stage is not None
     samples = np.asarray(run.samples[mode][figure.stage], np.float64) / NS_PER_MS
     draws = bootstrap.block_draws(samples, OF_SAMPLES[figure.of or ""], bootstrap.SEED + seed)
-    return _Drawn(_value(figure, mode, run), draws)
+    middle = _value(figure, mode, run)
+    wider = bootstrap.t_quantile(1) / bootstrap.Z
+    return _Drawn(middle, middle * (draws / middle) ** wider if middle > 0 else draws)
 
 
 def _over_poses(figure: Figure, sides: Sequence[Side]) -> list[_Drawn]:

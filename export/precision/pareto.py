@@ -50,7 +50,7 @@ def pareto_points(variants: Sequence[GraphVariants]) -> list[Point]:
                 )
                 for c in search.tried
             ]
-        costs = [(_cost(measured), measured.latency_ms) for _, measured, _ in rows]
+        costs = [(cost_of(measured), measured.latency_ms) for _, measured, _ in rows]
         points += [
             Point(entry.graph, name, measured, chosen, not any(_beats(other, costs[i]) for other in costs))
             for i, (name, measured, chosen) in enumerate(rows)
@@ -102,7 +102,7 @@ def plot_png(points: Sequence[Point], title: str) -> bytes:
             measured = point.measured
             panel.scatter(
                 measured.latency_ms,
-                _cost(measured),
+                cost_of(measured),
                 s=40 + 400 * measured.size_bytes / largest,
                 color="tab:green" if measured.passed else "tab:red",
                 alpha=0.6 if point.chosen else 0.25,
@@ -110,11 +110,11 @@ def plot_png(points: Sequence[Point], title: str) -> bytes:
             )
         _label(panel, [point for point in mine if point.chosen or point.best])
         slowest, worst = (
-            max(column) for column in zip(*((p.measured.latency_ms, _cost(p.measured)) for p in mine), strict=True)
+            max(column) for column in zip(*((p.measured.latency_ms, cost_of(p.measured)) for p in mine), strict=True)
         )
         panel.set(title=graph, xlabel="latency of one picture, ms (this machine)", xlim=(0, 1.3 * slowest))
         panel.set_ylim(-0.25 * max(worst, LEAST_SCALE), 1.25 * max(worst, LEAST_SCALE))
-        panel.set_ylabel(_cost_name([point.measured.figures for point in mine]))
+        panel.set_ylabel(cost_name([point.measured.figures for point in mine]))
         panel.grid(alpha=0.3)
     figure.suptitle(
         f"{title}: green holds its gates, outlined is Pareto-optimal, pale is not in the bundle; area is file size"
@@ -129,7 +129,7 @@ def _label(panel: Any, points: Sequence[Point]) -> None:
     for k, point in enumerate(sorted(points, key=lambda point: point.measured.latency_ms)):
         panel.annotate(
             point.variant,
-            (point.measured.latency_ms, _cost(point.measured)),
+            (point.measured.latency_ms, cost_of(point.measured)),
             xytext=(-6, 10 + 13 * (k % 3) if k % 2 else -18 - 13 * (k % 3)),
             textcoords="offset points",
             ha="right" if k == len(points) - 1 else "left",
@@ -145,7 +145,7 @@ def _answers(figures: AnyFigures) -> tuple[str, str, str]:
     return _p95(figures.rotation_deg), _p95(figures.translation_mm), ABSENT
 
 
-def _cost(measured: Measured) -> float:
+def cost_of(measured: Measured) -> float:
     """What a plot shows: degrees; 1 - IoU of a detector; of what gives neither, the outputs' difference."""
     figures = measured.figures
     if isinstance(figures, BoxFigures):
@@ -153,7 +153,7 @@ def _cost(measured: Measured) -> float:
     return figures.rotation_deg.p95 if figures.rotation_deg else _worst_output(measured)
 
 
-def _cost_name(every: Sequence[AnyFigures]) -> str:
+def cost_name(every: Sequence[AnyFigures]) -> str:
     if all(isinstance(figures, BoxFigures) and figures.iou_p5 is not None for figures in every):
         return "boxes against fp32, 1 - IoU, p95"
     if all(isinstance(figures, Figures) and figures.rotation_deg for figures in every):

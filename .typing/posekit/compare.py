@@ -1,0 +1,1 @@
+../../sdk/compare.py
