@@ -49,7 +49,7 @@ JETPACKS: dict[tuple[int, ...], str] = {
 
 @dataclass(frozen=True)
 class Cpu:
-    """count: of logical processors.  instructions: those of INSTRUCTIONS that it has.
+    """count: of logical processors.  cores: of physical ones.  instructions: those of INSTRUCTIONS that it has.
 
     governor: several, where they differ.  frequency_mhz: of the slowest and the fastest processor, at this moment.
     """
@@ -59,21 +59,29 @@ class Cpu:
     instructions: tuple[str, ...] = ()
     governor: str | None = None
     frequency_mhz: tuple[float, float] | None = None
+    cores: int | None = None
 
 
 @dataclass(frozen=True)
 class Jetson:
-    """model: of the board.  l4t: release of Linux for Tegra, "36.4.3".  power_mode: nvpmodel's name of it."""
+    """model: of the board.  l4t: release of Linux for Tegra, "36.4.3".  power_mode: nvpmodel's name of it.
+
+    clocks_locked: whether the lowest rate of processors and GPU is their highest, as jetson_clocks sets it.
+    """
 
     model: str | None
     l4t: str | None
     jetpack: str | None
     power_mode: str | None
+    clocks_locked: bool | None = None
 
 
 @dataclass(frozen=True)
 class Machine:
-    """memory_bytes: all of it.  nvidia_driver: version of the kernel's module.  jetson: None on any other machine."""
+    """memory_bytes: all of it.  nvidia_driver: version of the kernel's module.  jetson: None on any other machine.
+
+    gpus: NVIDIA's cards by name, in order of their bus; none on a Jetson, whose GPU is a part of its board.
+    """
 
     architecture: str
     python: str
@@ -83,6 +91,7 @@ class Machine:
     memory_bytes: int | None
     nvidia_driver: str | None
     jetson: Jetson | None
+    gpus: tuple[str, ...] = ()
 
 
 def machine_from_root(root: Path = ROOT) -> Machine:
@@ -96,6 +105,7 @@ def machine_from_root(root: Path = ROOT) -> Machine:
         memory_bytes(root),
         nvidia_driver(root),
         jetson(root),
+        nvidia_gpus(root),
     )
 
 
@@ -112,14 +122,19 @@ def cpu(root: Path = ROOT) -> Cpu:
     text = _text(root / "proc/cpuinfo")
     flags = re.search(r"^(?:flags|Features)\s*: (.*)$", text or "", re.MULTILINE)
     has = set(flags[1].split()) if flags else set()
-    governors = {_line(value) for value in _of_every_cpu(root, "scaling_governor")} - {None}
-    mhz = [int(value) / 1000 for value in _of_every_cpu(root, "scaling_cur_freq") if re.fullmatch(r"\d{1,9}\n?", value)]
+    governors = {_line(value) for value in _of_every_cpu(root, "cpufreq/scaling_governor")} - {None}
+    mhz = [
+        int(value) / 1000
+        for value in _of_every_cpu(root, "cpufreq/scaling_cur_freq")
+        if re.fullmatch(r"\d{1,9}\n?", value)
+    ]
     return Cpu(
         _cpu_model(text),
         len(re.findall(r"^processor\s*:", text or "", re.MULTILINE)) or None,
         tuple(name for name in INSTRUCTIONS if name in has),
         ", ".join(sorted(map(str, governors))) or None,
         (min(mhz), max(mhz)) if mhz else None,
+        len(set(_of_every_cpu(root, "topology/core_cpus_list"))) or None,
     )
 
 
@@ -134,13 +149,30 @@ def nvidia_driver(root: Path = ROOT) -> str | None:
     return _found(r"^NVRM version:.*?\s(\d{3,4}(?:\.\d+){1,3})\s", _text(root / "proc/driver/nvidia/version"))
 
 
+def nvidia_gpus(root: Path = ROOT) -> tuple[str, ...]:
+    """Names that the kernel's module has for them: "NVIDIA GeForce RTX 3090"."""
+    paths = _glob(root / "proc/driver/nvidia/gpus", "*/information")
+    return tuple(name for path in paths if (name := _found(r"^Model:[ \t]*(\S[^\n]*)$", _text(path))))
+
+
+def clocks_locked(root: Path = ROOT) -> bool | None:
+    """Whether every processor and GPU of a Jetson has one rate alone to run at; None where their limits cannot be read."""
+    gpus = [d for d in _glob(root / "sys/class/devfreq", "*") if re.search(r"gpu|ga10b|gv11b", d.name)]
+    lowest, highest = (
+        [*_of_every_cpu(root, f"cpufreq/scaling_{name}"), *((_text(gpu / name) or "") for gpu in gpus)]
+        for name in ("min_freq", "max_freq")
+    )
+    known = gpus and len(lowest) > len(gpus) and all([*lowest, *highest])
+    return lowest == highest if known else None
+
+
 def jetson(root: Path = ROOT) -> Jetson | None:
     """The Jetson, told by its release file or by the name of its board."""
     release = l4t(root)
     model = _line(_text(root / "proc/device-tree/model"))
     if release is None and "jetson" not in (model or "").lower():
         return None
-    return Jetson(model, release, jetpack_from_l4t(release) if release else None, power_mode(root))
+    return Jetson(model, release, jetpack_from_l4t(release) if release else None, power_mode(root), clocks_locked(root))
 
 
 def l4t(root: Path = ROOT) -> str | None:
@@ -193,11 +225,14 @@ def _cpu_model(text: str | None) -> str | None:
 
 
 def _of_every_cpu(root: Path, name: str) -> list[str]:
+    return [text for text in map(_text, _glob(root / "sys/devices/system/cpu", f"cpu[0-9]*/{name}")) if text]
+
+
+def _glob(folder: Path, pattern: str) -> list[Path]:
     try:
-        paths = sorted((root / "sys/devices/system/cpu").glob(f"cpu[0-9]*/cpufreq/{name}"))
+        return sorted(folder.glob(pattern))
     except OSError:
         return []
-    return [text for text in map(_text, paths) if text]
 
 
 def _text(path: Path) -> str | None:

@@ -23,7 +23,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from posekit.benchmarks.bench.energy import Energy, Phase, energy, total_rails
+from posekit.benchmarks.bench.energy import Energy, Phase, energy, power_w, total_rails
 from posekit.benchmarks.bench.result import Readings, Watched
 from posekit.benchmarks.bench.sampler import READY, WITH_POWER
 from posekit.benchmarks.bench.sensors import unit
@@ -196,7 +196,8 @@ def _fill(watch: Watch, lines: list[Any], end_s: float, uses_gpu: bool, modes: t
     watch.watched = tuple(_watched(name, values) for name, values in watch.readings.items())
     first = {**settings, **{change.setting: change.before for change in reversed(changes)}}
     watch.settings = first
-    parts = [phase for phase in watch.phases if phase.name != IDLE] or [Phase(WHOLE, 0.0, end_s)]
+    to_the_end_s = max([end_s, *(t_s for t_s, *_ in lines[1:])])  # the last reading comes when the block has ended
+    parts = [phase for phase in watch.phases if phase.name != IDLE] or [Phase(WHOLE, 0.0, to_the_end_s)]
     seen = Seen(watch.readings, first, tuple(changes), len(os.sched_getaffinity(0)), uses_gpu)
     watch.reasons = reasons_against(seen, parts) if lines else ()
     watch.notes = (*notes, *_notes(watch))
@@ -204,7 +205,13 @@ def _fill(watch: Watch, lines: list[Any], end_s: float, uses_gpu: bool, modes: t
 
 def _notes(watch: Watch) -> Iterator[str]:
     rails = total_rails(tuple(watch.readings))
-    yield f"Power is the sum of {', '.join(rails)}." if rails else "No power rail is readable: energy is not known."
+    if rails:
+        idles = [phase for phase in watch.phases if phase.name == IDLE]
+        idle_w = power_w(watch.readings, rails, idles[-1]) if idles else None
+        idle = f"; {idle_w:.1f} W when idle, measured for {idles[-1].end_s - idles[-1].start_s:.1f} s" if idle_w else ""
+        yield f"Power is the sum of {', '.join(rails)}{idle}."
+    else:
+        yield "No power rail is readable: energy is not known."
     if clocks := unlocked_clocks(watch.settings):
         yield f"Clocks are not locked: {', '.join(clocks)}."
 

@@ -125,6 +125,46 @@ def test_a_server_with_and_without_a_driver(tmp_path: Path) -> None:
     assert machine_from_root(tree(tmp_path / "without", without)).nvidia_driver is None
 
 
+def test_cores_are_counted_once_whatever_threads_they_have(tmp_path: Path) -> None:
+    siblings = {f"sys/devices/system/cpu/cpu{n}/topology/core_cpus_list": f"{n % 2},{n % 2 + 2}\n" for n in range(4)}
+    found = machine_from_root(tree(tmp_path, {**SERVER, **siblings})).cpu
+    assert (found.count, found.cores) == (4, 2)
+
+
+def test_cards_are_named_as_the_kernel_module_has_them(tmp_path: Path) -> None:
+    """The layout of /proc/driver/nvidia/gpus/BUS/information, as the driver's README has it."""
+    card = "Model: \t\t {}\nIRQ:   \t\t 33\nGPU UUID: \t GPU-c6398fd0\nBus Location: \t {}\n"
+    cards = {
+        f"proc/driver/nvidia/gpus/{bus}/information": card.format(name, bus)
+        for name, bus in (("Tesla K80", "0000:81:00.0"), ("NVIDIA GeForce RTX 4090", "0000:01:00.0"))
+    }
+    assert machine_from_root(tree(tmp_path, {**SERVER, **cards})).gpus == ("NVIDIA GeForce RTX 4090", "Tesla K80")
+
+
+@pytest.mark.parametrize(
+    ("gpu", "cpu", "locked"),
+    [
+        (("1020000000", "1020000000"), "1728000", True),
+        (("306000000", "1020000000"), "1728000", False),
+        (("1020000000", "1020000000"), "729600", False),
+        (("", ""), "1728000", None),
+        (None, "1728000", None),
+    ],
+)
+def test_clocks_of_a_jetson_are_locked_where_every_limit_is(
+    tmp_path: Path, gpu: tuple[str, str] | None, cpu: str, locked: bool | None
+) -> None:
+    """What `jetson_clocks` does; it is told by the limits, which any user may read."""
+    files = {CPUFREQ.format(n, "scaling_min_freq"): "1728000\n" for n in range(6)}
+    files |= {CPUFREQ.format(n, "scaling_max_freq"): "1728000\n" for n in range(6)}
+    files[CPUFREQ.format(3, "scaling_min_freq")] = f"{cpu}\n"
+    if gpu is not None:
+        files["sys/class/devfreq/17000000.gpu/min_freq"], files["sys/class/devfreq/17000000.gpu/max_freq"] = gpu
+    found = machine_from_root(tree(tmp_path, {**ORIN, **files})).jetson
+    assert found is not None
+    assert found.clocks_locked is locked
+
+
 def test_an_empty_root_gives_none_of_it(tmp_path: Path) -> None:
     found = machine_from_root(tmp_path)
     assert found.cpu == Cpu(None, None)

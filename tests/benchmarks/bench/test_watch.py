@@ -17,7 +17,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from sensor_trees import program, sampled_machine, write
 
-from posekit.benchmarks.bench import sampler, watch
+from posekit.benchmarks.bench import watch
+from posekit.benchmarks.bench.energy import Phase
 from posekit.benchmarks.bench.result import Watched
 from posekit.benchmarks.bench.sampler import BUDGET, LONGEST_PAUSE_S, pause_s
 from posekit.benchmarks.bench.watch import Watch, watching
@@ -56,14 +57,11 @@ def is_alive(pid: int) -> bool:
 
 
 @contextmanager
-def watching_until_read(root: Path, changes: Callable[[], None] = lambda: None, **options: bool) -> Iterator[Watch]:
-    """A short run; `changes` happens in its middle. Rare sources are read at its beginning and its end."""
-    with watching(0.02, root=root, **options) as seen:
-        with seen.during("run"):
-            time.sleep(0.15)
-            changes()
-            time.sleep(0.15)
-        yield seen
+def watched_run(root: Path, changes: Callable[[], None] = lambda: None) -> Iterator[Watch]:
+    """A run in which `changes` happens: every source is read before the block begins and after it has ended."""
+    with watching(0.02, root=root) as seen:
+        changes()
+    yield seen
 
 
 def test_this_machine_is_read_while_the_block_runs(started: Started) -> None:
@@ -80,35 +78,38 @@ def test_this_machine_is_read_while_the_block_runs(started: Started) -> None:
 
 
 def test_a_machine_without_sensors_is_said_and_no_reason(tmp_path: Path) -> None:
-    with watching_until_read(tmp_path) as seen:
+    with watched_run(tmp_path) as seen:
         pass
     assert seen.reasons == ()
     assert set(seen.readings) <= {"sampler.cpu"}
     assert any("power rails (hwmon)" in note and note.startswith("Not on this machine:") for note in seen.notes)
     assert "No power rail is readable: energy is not known." in seen.notes
-    assert seen.energy("run", 10) is None
 
 
-def test_a_jetson_that_stands_still_is_valid_and_has_energy(tmp_path: Path) -> None:
-    root = sampled_machine("jetson-agx-orin", tmp_path)
-    with watching(0.02, root=root) as seen:
-        seen.idle(0.2)
-        with seen.during("run"):
-            time.sleep(0.3)
+def test_a_jetson_that_stands_still_is_valid(tmp_path: Path) -> None:
+    with watched_run(sampled_machine("jetson-agx-orin", tmp_path)) as seen:
+        pass
     assert seen.reasons == ()
-    watts = 19.864 * 0.160 + 19.864 * 0.720 + 4.968 * 0.953
-    found = seen.energy("run", 5)
-    assert found is not None
-    assert found.mean_w == pytest.approx(watts, rel=1e-4)
-    assert found.above_idle_j_per_pose == pytest.approx(0.0, abs=1e-4)
     assert "Power is the sum of VDD_CPU_CV, VDD_GPU_SOC, VIN_SYS_5V0." in seen.notes
     assert not any("not locked" in note for note in seen.notes)
     gpu = next(one for one in seen.watched if one.source == "clock.17000000.ga10b")
     assert gpu == Watched("clock.17000000.ga10b", "MHz", *[1300.5] * 5)
 
 
+def test_energy_is_of_the_named_part_above_the_idling_machine() -> None:
+    """Ten seconds at 5 W, then ten at 15 W, with a reading every 0.5 s."""
+    seen = Watch(0.0, phases=[Phase("idle", 0.0, 10.0), Phase("run", 10.0, 20.0)])
+    lines = [[n / 2, {"power.VDD_IN": 5.0 if n <= 20 else 15.0}] for n in range(42)]
+    watch._fill(seen, [{"notes": ["a note."]}, *lines], 20.5, True, (None, None))
+    found = seen.energy("run", 50)
+    assert found is not None
+    assert (found.j_per_pose, found.above_idle_j_per_pose) == pytest.approx((15 * 10 / 50, 10 * 10 / 50))
+    assert seen.notes == ("a note.", "Power is the sum of VDD_IN; 5.0 W when idle, measured for 10.0 s.")
+    assert seen.reasons == ()
+
+
 def test_clocks_that_are_not_locked_are_a_note(tmp_path: Path) -> None:
-    with watching_until_read(sampled_machine("jetson-orin-nano", tmp_path)) as seen:
+    with watched_run(sampled_machine("jetson-orin-nano", tmp_path)) as seen:
         pass
     assert seen.reasons == ()
     (note,) = [note for note in seen.notes if note.startswith("Clocks are not locked")]
@@ -135,7 +136,7 @@ def test_what_changes_on_a_machine_is_a_reason(tmp_path: Path, path: str, text: 
     for n in (4, 8):  # one cluster is one reading: its other policies go with it
         if path == f"{CPU0}/scaling_cur_freq":
             write(root, path.replace("policy0", f"policy{n}"), text)
-    with watching_until_read(root, lambda: write(root, path, text)) as seen:
+    with watched_run(root, lambda: write(root, path, text)) as seen:
         pass
     if path == f"{CPU0}/scaling_cur_freq":
         assert seen.reasons == ("run: the clock of cpu0 moved between 1200 and 2202 MHz.",)
@@ -148,7 +149,7 @@ def test_a_changed_power_mode_is_named_as_nvpmodel_does(tmp_path: Path) -> None:
     (root / "usr/sbin").mkdir(parents=True)
     program(root, "../sbin/nvpmodel", "printf 'NV Power Mode: '", f"cat {root}/mode")
     write(root, "mode", "MAXN\n0")
-    with watching_until_read(root, lambda: write(root, "mode", "15W\n2")) as seen:
+    with watched_run(root, lambda: write(root, "mode", "15W\n2")) as seen:
         pass
     assert seen.reasons == ("run: power mode went from MAXN to 15W.",)
 
@@ -273,4 +274,3 @@ def test_what_is_rare_is_read_once_more_at_the_end(tmp_path: Path) -> None:
     with watching(0.02, root=root) as seen, seen.during("run"):
         write(root, "sys/class/hwmon/hwmon3/oc3_event_cnt", 40)
     assert seen.reasons == ("run: the machine was throttled 3 times (oc3).",)
-    assert seen.phases[0].end_s - seen.phases[0].start_s < sampler.SLOW
