@@ -24,7 +24,7 @@ from posekit.runtime.boxes import Boxes, detections_from_truth
 from posekit.runtime.bundle import Bundle
 from posekit.runtime.detection import Detection, PoseEstimate
 from posekit.runtime.errors import PosekitError
-from posekit.runtime.estimator import Around, PoseEstimator
+from posekit.runtime.estimator import Around, PoseEstimator, path_named
 from posekit.runtime.profiler import Stage
 from posekit.runtime.sources import Frame
 
@@ -89,12 +89,12 @@ def measure(subject: Subject, plan: Plan, say: Say) -> Measured:
         bundle = stack.enter_context(Bundle(subject.opening.bundle))
         boxes, boxes_from = _boxes(bundle, subject)
         open_estimator = partial(_estimator, bundle, subject.opening)
+        known = path_named(bundle, subject.opening.path or bundle.manifest.default_path).object_ids
+        first_boxes = None if boxes is None else [box for box in boxes(frames[0]) if box.object_id in known]
+        say("cold start, in a fresh process")  # before anything is opened here: this one would build its engines
+        cold = cold_start(subject.opening, frames[0], first_boxes, say)
         seen = _Seen()
         lane = stack.enter_context(Lane(open_estimator, boxes, seen=seen))
-        say("cold start, in a fresh process")
-        known = lane.estimator.object_ids
-        first_boxes = None if boxes is None else [box for box in boxes(frames[0]) if box.object_id in known]
-        cold = cold_start(subject.opening, frames[0], first_boxes)
         say("warm-up")
         warm = warm_up(lane, frames)
         with watching(uses_gpu=_uses_gpu(lane.estimator)) as watch:

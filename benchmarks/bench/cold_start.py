@@ -7,17 +7,20 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
+from posekit.benchmarks.bench.cold_start_child import MARK
 from posekit.benchmarks.bench.result import ColdStart
+from posekit.runtime import errors
 from posekit.runtime.detection import Detection
-from posekit.runtime.errors import BackendError
+from posekit.runtime.errors import BackendError, PosekitError
 from posekit.runtime.manifest import Precision
-from posekit.runtime.records import RecordProblem, record_from
+from posekit.runtime.records import record_from
 from posekit.runtime.sources import Frame
 
 CHILD = "posekit.benchmarks.bench.cold_start_child"
@@ -33,15 +36,17 @@ class Opening:
     precision: Precision | None = None
 
 
-def cold_start(opening: Opening, frame: Frame, boxes: Sequence[Detection] | None) -> ColdStart:
+def cold_start(
+    opening: Opening, frame: Frame, boxes: Sequence[Detection] | None, say: Callable[[str], None]
+) -> ColdStart:
     """In a process of its own. The files may be in the system's page cache; the process has nothing else.
 
     boxes: None for the bundle's detector. The total is from the start of the process to the poses, without the
-    milliseconds in which the frame is handed over. Raises BackendError with what the process said last.
+    milliseconds in which the frame is handed over.
+    Raises what opening and running raise there, BackendError with its last words where the process dies.
     """
     with tempfile.TemporaryDirectory(prefix="posekit-cold-start-") as name:
-        folder = Path(name)
-        request, frame_file, answer = folder / "request.json", folder / "frame.npz", folder / "answer.json"
+        request, frame_file, answer, said = (Path(name) / part for part in ("request", "frame.npz", "answer", "stderr"))
         wanted = {"bundle": str(opening.bundle), "path": opening.path, "backend": opening.backend}
         request.write_text(json.dumps(wanted | {"precision": opening.precision, "has_boxes": boxes is not None}))
         camera = frame.intrinsics
@@ -54,20 +59,43 @@ def cold_start(opening: Opening, frame: Frame, boxes: Sequence[Detection] | None
             scores=np.array([box.score for box in boxes or ()]),
             boxes_xyxy_px=np.array([box.box_xyxy_px for box in boxes or ()]).reshape(-1, 4),
         )
-        files = [str(path) for path in (request, frame_file, answer)]
-        done = subprocess.run(
-            [sys.executable, "-m", CHILD, str(time.perf_counter_ns()), *files],
-            capture_output=True,
-            text=True,
-            check=False,
-        )
+        code = _run([str(path) for path in (request, frame_file, answer)], said, say)
         try:
-            return record_from(ColdStart, json.loads(answer.read_bytes()))
-        except (OSError, ValueError, RecordProblem) as error:
-            lines = done.stderr.strip().splitlines() or [f"exit status {done.returncode}"]
+            plain = json.loads(answer.read_bytes())
+        except (OSError, ValueError) as error:
+            lines = said.read_text(errors="replace").strip().splitlines() or [f"exit code {code}"]
             raise BackendError(
                 "cold start",
                 got=lines[-1][:500],
                 expected="poses of one frame from a fresh process",
                 remedy="posekit doctor BUNDLE says what runs here.",
             ) from error
+    if "error" in plain:
+        raise _error(**plain)
+    return record_from(ColdStart, plain)
+
+
+def _run(files: Sequence[str], said: Path, say: Callable[[str], None]) -> int:
+    """The child's exit code. A stop of this process is one of the child's too."""
+    command = [sys.executable, "-m", CHILD]
+    with (
+        open(said, "w") as stderr,
+        subprocess.Popen(
+            [*command, str(time.perf_counter_ns()), *files], stdout=subprocess.PIPE, stderr=stderr, text=True
+        ) as process,
+    ):
+        try:
+            assert process.stdout is not None
+            for line in process.stdout:
+                if line.startswith(MARK):
+                    say(line.removeprefix(MARK).rstrip())
+        except BaseException:
+            process.terminate()
+            raise
+    return process.returncode
+
+
+def _error(error: str, **clauses: Any) -> PosekitError:
+    """As the child raised it."""
+    kind: type[PosekitError] = getattr(errors, error, BackendError)
+    return kind(clauses.pop("what"), **clauses)

@@ -10,11 +10,14 @@ from pathlib import Path
 from typing import Any
 
 NS_PER_MS = 1e6
+MARK = "posekit-cold-start\t"  # before what is said to the parent; libraries print too
 
 
 def main(started_ns: int, request_file: str, frame_file: str, answer_file: str) -> None:
-    """Import, open the bundle, create the sessions, run the frame; write a ColdStart as JSON."""
+    """Import, open the bundle, create the sessions, run the frame; write a ColdStart, or the error, as JSON."""
     from posekit.runtime.bundle import Bundle
+    from posekit.runtime.engines.progress import builds_watched
+    from posekit.runtime.errors import PosekitError
     from posekit.runtime.estimator import PoseEstimator
 
     imported_ns = time.perf_counter_ns()
@@ -23,18 +26,23 @@ def main(started_ns: int, request_file: str, frame_file: str, answer_file: str) 
     origins: list[str] = []
 
     def noted(name: str, session: Any) -> Any:
-        origins.append(f"{name} {origin}" if (origin := getattr(session, "engine_origin", "")) else "")
+        if origin := getattr(session, "engine_origin", ""):
+            origins.append(f"{name}: {origin}")
         return session
 
+    options = {key: request[key] for key in ("path", "backend", "precision")}
     begun_ns = time.perf_counter_ns()
-    with Bundle(request["bundle"]) as bundle:
-        opened_ns = time.perf_counter_ns()
-        options = {key: request[key] for key in ("path", "backend", "precision")}
-        with PoseEstimator(bundle, **options, around=noted) as estimator:
-            ready_ns = time.perf_counter_ns()
-            estimator.estimate(image_rgb_u8, intrinsics, boxes if request["has_boxes"] else None)
-            done_ns = time.perf_counter_ns()
-    engines = [origin for origin in origins if origin]
+    try:
+        with Bundle(request["bundle"]) as bundle, builds_watched(_told()):
+            opened_ns = time.perf_counter_ns()
+            with PoseEstimator(bundle, **options, around=noted) as estimator:
+                ready_ns = time.perf_counter_ns()
+                estimator.estimate(image_rgb_u8, intrinsics, boxes if request["has_boxes"] else None)
+                done_ns = time.perf_counter_ns()
+    except PosekitError as error:
+        clauses = {"what": error.what, "got": error.got, "expected": error.expected, "remedy": error.remedy}
+        Path(answer_file).write_text(json.dumps({"error": type(error).__name__, **clauses}))
+        return
     spans_ns = {
         "import_ms": imported_ns - started_ns,
         "open_bundle_ms": opened_ns - begun_ns,
@@ -43,7 +51,19 @@ def main(started_ns: int, request_file: str, frame_file: str, answer_file: str) 
         "total_ms": imported_ns - started_ns + done_ns - begun_ns,
     }
     answer = {name: span_ns / NS_PER_MS for name, span_ns in spans_ns.items()}
-    Path(answer_file).write_text(json.dumps(answer | {"engine": " ".join(engines) or "none"}))
+    Path(answer_file).write_text(json.dumps(answer | {"engine": " ".join(origins) or "none"}))
+
+
+def _told() -> Any:
+    """Every tenth of a build, to the parent: on a device it takes minutes."""
+    told = {"tenths": 0}
+
+    def tell(build: Any) -> None:
+        if (tenths := int(build.fraction * 10)) != told["tenths"]:
+            told["tenths"] = tenths
+            print(f"{MARK}cold start: building an engine, {build.fraction:.0%}", flush=True)
+
+    return tell
 
 
 def _frame(frame_file: str) -> tuple[Any, Any, Any]:
