@@ -394,14 +394,16 @@ def test_an_engine_is_built_once_per_gpu_and_kept(
     specs, cache, crops = (reference.inputs, reference.outputs), EngineCache(tmp_path), toy_precisions.feed(2)
     one, other = SimulatedCuda(), SimulatedCuda()
     other.device = replace(other.device, name="Another GPU", sm=89)
-    built = []
+    built, origins = [], []
     for driver in (one, one, other):
         builds = Builds(monkeypatch, driver)
         session = tensorrt.open_session(TOY, *specs, "tensorrt", driver=driver, cache=cache)
+        origins.append(cast(TensorRtSession, session).engine_origin.split()[0])
         np.testing.assert_array_equal(session.run(crops)["pose"], reference.run(crops)["pose"])
         session.close()
         built.append(len(builds.options))
     assert built == [1, 0, 1]
+    assert origins == ["built:", "found", "built:"]
     assert {entry.record.key.device for entry in cache.entries()} == {
         Device("Simulated GPU", "8.7", l4t()),
         Device("Another GPU", "8.9", l4t()),
