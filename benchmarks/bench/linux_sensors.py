@@ -88,6 +88,13 @@ def devfreq_clocks(root: Path, pid: int) -> Read | None:
     return Values(found, 1e-6) if found else None
 
 
+def devfreq_load(root: Path, pid: int) -> Read | None:
+    """How busy a Jetson's GPU is; the file counts in thousandths."""
+    loads = {f"busy.{name}": device / "device/load" for name, device in _devfreqs(root).items() if GPU.search(name)}
+    found = {name: path for name, path in loads.items() if path.is_file()}
+    return Values(found, 0.1) if found else None
+
+
 def settings(root: Path) -> Callable[[], dict[str, str]]:
     """A reader of what must not change while a run lasts: governors, limits of clocks, boost, number of the power mode.
 
@@ -177,7 +184,7 @@ def temperatures(root: Path, pid: int) -> Read | None:
 def cooling(root: Path, pid: int) -> Read | None:
     """Throttle alerts of a Jetson, 0 while all is well; and how far other cooling devices hold clocks down. No fans."""
     devices = [(d, _text(d / "type")) for d in _numbered(root / "sys/class/thermal", "cooling_device")]
-    alerts = _named("alert", [(d / "cur_state", name) for d, name in devices if name.endswith("-alert")])
+    alerts = _named("alert", [(d / "cur_state", name) for d, name in devices if name.endswith("throttle-alert")])
     states = _named("state", [(d / "cur_state", name) for d, name in devices if THROTTLERS.search(name)])
     return Values(alerts | states, 1.0) if alerts or states else None
 

@@ -1,6 +1,6 @@
 """The process that reads the machine while a benchmark runs. `watching` starts it; the standard library alone.
 
-It writes one line of JSON per reading to its file: first {"notes": [...]}, then [seconds, {reading: value}] and, where a
+It writes one line of JSON per reading to a file that it was given open: first {"notes": [...]}, then [seconds, {reading: value}] and, where a
 setting is new or has another value, [seconds, {reading: value}, {setting: text}]. It ends when its standard input
 has something or is closed, which the end of the process that started it does too.
 """
@@ -88,10 +88,10 @@ def pause_s(interval_s: float, took_s: float, cpu_s: float) -> float:
 
 
 def main(arguments: list[str]) -> None:
-    """FILE PID START_S INTERVAL_S ROOT"""
-    path, pid, start_s, interval_s, root = arguments
+    """FILE PID START_S INTERVAL_S ROOT; FILE: number of the open file."""
+    file, pid, start_s, interval_s, root = arguments
     machine = Machine(Path(root), int(pid))
-    with open(path, "w", encoding="utf-8", buffering=1) as out:
+    with open(int(file), "w", encoding="utf-8", buffering=1) as out:
         sample(machine, out, int(pid), float(start_s), float(interval_s))
 
 

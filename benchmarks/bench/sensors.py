@@ -47,6 +47,7 @@ FAST, SLOW = 0.0, 1.0
 SOURCES = (
     Source("processor clocks", FAST, linux_sensors.cpu_clocks),
     Source("GPU clock (devfreq)", FAST, linux_sensors.devfreq_clocks),
+    Source("GPU load (devfreq)", FAST, linux_sensors.devfreq_load),
     Source("power rails (hwmon)", FAST, linux_sensors.power_rails, power=True),
     Source("RAPL energy counters", FAST, linux_sensors.rapl, power=True),
     Source("NVML", FAST, nvidia_sensors.nvml, power=True),

@@ -19,7 +19,7 @@ CLOCK_SHARE = 0.05  # a clock that differs by more has moved
 OTHERS_SHARE = 0.10  # of the processors, used by others
 GAP_S = 3.0  # without any reading
 LOST_S = 5.0  # without one of a source that was read before
-SETTINGS_LAG_S = 1.1  # a changed setting is seen within this time
+BUSY_PERCENT = 10.0  # of a GPU, while the run idled
 NEEDED = ("clock", "power", "load", "others", "alert")  # not a temperature: units that are off have none
 
 Series = Sequence[tuple[float, float]]
@@ -27,8 +27,9 @@ Series = Sequence[tuple[float, float]]
 
 @dataclass(frozen=True)
 class Change:
-    """A setting of the machine that was `before` and is `after`, seen t_s seconds after the start."""
+    """A setting of the machine that was `before` and is `after`: when it was last seen so, and when first otherwise."""
 
+    since_s: float
     t_s: float
     setting: str
     before: str
@@ -61,7 +62,7 @@ def clocks_moved(seen: Seen, phase: Phase) -> Iterator[str]:
 
 def settings_changed(seen: Seen, phase: Phase) -> Iterator[str]:
     for change in seen.changes:
-        if phase.start_s <= change.t_s <= phase.end_s + SETTINGS_LAG_S:
+        if change.since_s <= phase.end_s and change.t_s >= phase.start_s:
             yield f"{phase.name}: {change.setting} went from {change.before} to {change.after}."
 
 
@@ -99,6 +100,13 @@ def not_watched(seen: Seen, phase: Phase) -> Iterator[str]:
     for name, series in seen.readings.items():
         if name.split(".")[0] in NEEDED and series[-1][0] < phase.end_s - LOST_S:
             yield f"{phase.name}: {name} could not be read any more after {series[-1][0]:.1f} s."
+
+
+def gpu_was_busy(seen: Seen, idle: Phase) -> Iterator[str]:
+    """While the run idled: somebody else's work. All that a Jetson tells, which has no list of processes."""
+    for name, series in _of(seen, "busy", idle):
+        if (mean := float(np.mean(_values(series)))) > BUSY_PERCENT and seen.uses_gpu:
+            yield f"{idle.name}: {_short(name)} was {mean:.0f} % busy before the run began, with the work of others."
 
 
 RULES: tuple[Callable[[Seen, Phase], Iterator[str]], ...] = (

@@ -21,13 +21,13 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 from posekit.benchmarks.bench.energy import Energy, Phase, energy, power_w, total_rails
 from posekit.benchmarks.bench.result import Readings, Watched
 from posekit.benchmarks.bench.sampler import READY, WITH_POWER
 from posekit.benchmarks.bench.sensors import unit
-from posekit.benchmarks.bench.validity import Change, Seen, reasons_against, unlocked_clocks
+from posekit.benchmarks.bench.validity import Change, Seen, gpu_was_busy, reasons_against, unlocked_clocks
 from posekit.runtime.machine import power_mode
 
 SAMPLER = "posekit.benchmarks.bench.sampler"
@@ -35,6 +35,7 @@ ROOT = Path("/")
 START_TIMEOUT_S = 20.0  # opening every source, NVIDIA's tools among them
 END_TIMEOUT_S = 15.0
 END = b"."
+SETTINGS_LAG_S = 1.1  # settings are read once a second
 IDLE, WHOLE = "idle", "run"
 
 
@@ -92,31 +93,31 @@ def watching(interval_s: float = 0.1, uses_gpu: bool = True, root: Path = ROOT) 
     uses_gpu: whether a throttled or shared GPU concerns the run.  root: folder that has /proc and /sys; the real one.
     """
     watch = Watch(time.monotonic())
-    with tempfile.TemporaryDirectory(prefix="posekit-watch-") as folder:
-        out = Path(folder) / "readings"
-        mode = power_mode(root)
-        with open(Path(folder) / "errors", "w+b") as errors:
-            sampler, problem, watch._has_power = _started(out, errors.fileno(), watch.start_s, interval_s, root)
-            try:
-                yield watch
-            finally:
-                end_s = watch._now_s()
-                ended = _ended(sampler) if sampler else None
-                problem = problem or ended
-                cause = _last_line(errors)
-        _fill(watch, _lines(out), end_s, uses_gpu, (mode, power_mode(root)))
-        if problem:
+    mode = power_mode(root)
+    with (
+        tempfile.TemporaryFile() as out,
+        tempfile.TemporaryFile() as errors,
+    ):  # without a name: nothing can be left behind
+        sampler, problem, watch._has_power = _started(out, errors, watch.start_s, interval_s, root)
+        try:
+            yield watch
+        finally:
+            end_s = watch._now_s()
+            ended = _ended(sampler) if sampler else None
+        _fill(watch, _lines(_text(out)), end_s, uses_gpu, (mode, power_mode(root)))
+        if problem := problem or ended:
+            cause = "".join(f": {line}" for line in _text(errors).strip().splitlines()[-1:])
             watch.reasons = (f"The machine was not watched to the end: {problem}{cause}.", *watch.reasons)
 
 
 def _started(
-    out: Path, errors: int, start_s: float, interval_s: float, root: Path
+    out: IO[bytes], errors: IO[bytes], start_s: float, interval_s: float, root: Path
 ) -> tuple[subprocess.Popen[bytes] | None, str | None, bool]:
     """The process, after its first reading; what is wrong with it; whether it reads power.
 
     Its standard input is its lifeline: it ends when that is closed.
     """
-    arguments = [str(out), str(os.getpid()), repr(start_s), repr(interval_s), str(root)]
+    arguments = [str(out.fileno()), str(os.getpid()), repr(start_s), repr(interval_s), str(root)]
     try:
         sampler = subprocess.Popen(
             [sys.executable, "-m", SAMPLER, *arguments],
@@ -124,6 +125,7 @@ def _started(
             stdout=subprocess.PIPE,
             stderr=errors,
             cwd="/",  # no module of the working folder is taken for one of Python's
+            pass_fds=[out.fileno()],
             start_new_session=True,  # Ctrl-C ends the benchmark, which ends this one
         )
     except OSError as error:
@@ -134,11 +136,8 @@ def _started(
         sampler.kill()
         return sampler, f"no reading within {START_TIMEOUT_S:.0f} s", False
     said = sampler.stdout.read(1)
-    return (
-        sampler,
-        None if said in (READY, WITH_POWER) else "the reading process did not begin to read",
-        said == WITH_POWER,
-    )
+    problem = None if said in (READY, WITH_POWER) else "the reading process did not begin to read"
+    return sampler, problem, said == WITH_POWER
 
 
 def _ended(sampler: subprocess.Popen[bytes]) -> str | None:
@@ -166,15 +165,13 @@ def _fate(code: int) -> str:
     return f"exit code {code}" if code >= 0 else signal.Signals(-code).name
 
 
-def _last_line(errors: Any) -> str:
-    errors.seek(0)
-    lines = errors.read().decode(errors="replace").strip().splitlines()
-    return f": {lines[-1].strip().rstrip('.')}" if lines else ""
+def _text(file: IO[bytes]) -> str:
+    file.seek(0)
+    return file.read().decode(errors="replace")
 
 
-def _lines(out: Path) -> list[Any]:
+def _lines(text: str) -> list[Any]:
     """Whole lines; the last one of a killed process may be cut off."""
-    text = out.read_text(encoding="utf-8") if out.is_file() else ""
     return [json.loads(line) for line in text[: text.rfind("\n") + 1].splitlines()]
 
 
@@ -188,10 +185,10 @@ def _fill(watch: Watch, lines: list[Any], end_s: float, uses_gpu: bool, modes: t
             series.setdefault(name, []).append((t_s, value))
         for name, text in (changed[0] if changed else {}).items():
             if name in settings:
-                changes.append(Change(t_s, name, settings[name], text))
+                changes.append(Change(t_s - SETTINGS_LAG_S, t_s, name, settings[name], text))
             settings[name] = text
     if modes[0] != modes[1]:
-        changes.append(Change(end_s, "power mode", str(modes[0]), str(modes[1])))
+        changes.append(Change(0.0, end_s, "power mode", str(modes[0]), str(modes[1])))
     watch.readings = {name: tuple(series[name]) for name in sorted(series)}
     watch.watched = tuple(_watched(name, values) for name, values in watch.readings.items())
     first = {**settings, **{change.setting: change.before for change in reversed(changes)}}
@@ -199,7 +196,8 @@ def _fill(watch: Watch, lines: list[Any], end_s: float, uses_gpu: bool, modes: t
     to_the_end_s = max([end_s, *(t_s for t_s, *_ in lines[1:])])  # the last reading comes when the block has ended
     parts = [phase for phase in watch.phases if phase.name != IDLE] or [Phase(WHOLE, 0.0, to_the_end_s)]
     seen = Seen(watch.readings, first, tuple(changes), len(os.sched_getaffinity(0)), uses_gpu)
-    watch.reasons = reasons_against(seen, parts) if lines else ()
+    idle = next((phase for phase in watch.phases if phase.name == IDLE), None)
+    watch.reasons = (*reasons_against(seen, parts), *(gpu_was_busy(seen, idle) if idle else ())) if lines else ()
     watch.notes = (*notes, *_notes(watch))
 
 

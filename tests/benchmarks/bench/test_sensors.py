@@ -26,11 +26,12 @@ def readings_of(root: Path) -> dict[str, float]:
 
 
 def test_a_jetson_orin_nano(tmp_path: Path) -> None:
-    """Rails are volts times amperes; the sensor of a unit without power is left out; a fan is no throttle."""
+    """Rails are volts times amperes; the sensor of a unit without power is left out; a fan or a hot surface is no throttle."""
     assert readings_of(sampled_machine("jetson-orin-nano", tmp_path)) == pytest.approx(
         {
             "clock.cpu0": 1510.4,  # two policies of one highest clock are one cluster: its fastest processor counts
             "clock.17000000.gpu": 1020.0,
+            "busy.17000000.gpu": 47.3,
             "power.VDD_IN": 4.984 * 1.856,
             "power.VDD_CPU_GPU_CV": 4.984 * 0.416,
             "power.VDD_SOC": 4.976 * 0.288,

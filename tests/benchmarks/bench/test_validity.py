@@ -19,6 +19,7 @@ from posekit.benchmarks.bench.validity import (
     Change,
     Seen,
     clock_is_locked,
+    gpu_was_busy,
     reasons_against,
     unlocked_clocks,
 )
@@ -100,16 +101,16 @@ def test_limits_that_are_equal_are_a_locked_clock() -> None:
     assert unlocked_clocks(LOCKED) == ()
 
 
-@pytest.mark.parametrize("t_s", [0.0, 12.0, 30.5])
-def test_a_setting_that_changed_is_a_reason(t_s: float) -> None:
-    """Also one that was seen a moment after the end: settings are read once a second."""
-    change = Change(t_s, "cpu0.governor", "performance", "powersave")
+@pytest.mark.parametrize(("since_s", "t_s"), [(-1.0, 0.0), (11.0, 12.0), (29.5, 30.5), (-5.0, 99.0)])
+def test_a_setting_that_changed_is_a_reason(since_s: float, t_s: float) -> None:
+    """Also one that may have changed before the run or after it: it was not looked at in between."""
+    change = Change(since_s, t_s, "cpu0.governor", "performance", "powersave")
     (reason,) = reasons_against(seen({}, changes=(change,)), [RUN])
     assert reason == "sequential: cpu0.governor went from performance to powersave."
 
 
 def test_a_setting_that_changed_before_or_after_the_run_is_none() -> None:
-    changes = (Change(1.0, "power mode", "MAXN", "15W"), Change(29.0, "power mode", "15W", "MAXN"))
+    changes = (Change(0.0, 1.0, "power mode", "MAXN", "15W"), Change(28.0, 29.0, "power mode", "15W", "MAXN"))
     assert reasons_against(seen({}, changes=changes), [Phase("sequential", 5.0, 25.0)]) == ()
 
 
@@ -206,6 +207,15 @@ def test_a_source_that_falls_silent_is_a_reason(kind: str) -> None:
         assert len(reasons_against(Seen(readings, {}, (), 4, True), [RUN])) == expected
 
 
+def test_a_gpu_that_was_busy_while_the_run_idled_was_shared() -> None:
+    busy = seen({"busy.17000000.gpu": lambda t_s: 35.0 if t_s < 5 else 99.0})
+    idle = Phase("idle", 0.0, 4.9)
+    (reason,) = gpu_was_busy(busy, idle)
+    assert reason == "idle: 17000000.gpu was 35 % busy before the run began, with the work of others."
+    assert list(gpu_was_busy(seen({"busy.gpu0": lambda t_s: 3.0}), idle)) == []
+    assert list(gpu_was_busy(seen({"busy.gpu0": lambda t_s: 35.0}, uses_gpu=False), idle)) == []
+
+
 def test_a_reason_is_said_once() -> None:
-    change = Change(1.0, "power mode", "MAXN", "15W")
+    change = Change(0.0, 1.0, "power mode", "MAXN", "15W")
     assert len(reasons_against(seen({}, changes=(change, change)), [RUN, RUN])) == 1

@@ -154,6 +154,13 @@ def test_a_changed_power_mode_is_named_as_nvpmodel_does(tmp_path: Path) -> None:
     assert seen.reasons == ("run: power mode went from MAXN to 15W.",)
 
 
+def test_a_power_mode_of_which_only_the_ends_are_known_concerns_every_part() -> None:
+    seen = Watch(0.0, phases=[Phase("sequential", 0.0, 2.0), Phase("paced", 90.0, 92.0)])
+    lines = [[n / 2, {"memory.rss": 1.0}] for n in range(190)]
+    watch._fill(seen, [{"notes": []}, *lines], 94.0, True, ("MAXN", None))
+    assert [reason.split(":")[0] for reason in seen.reasons] == ["sequential", "paced"]
+
+
 def test_nobody_waits_for_idle_power_that_cannot_be_read(tmp_path: Path) -> None:
     with watching(root=tmp_path) as seen:
         seen.idle(3600.0)
@@ -208,7 +215,7 @@ def test_no_python_is_a_reason_and_no_error(monkeypatch: pytest.MonkeyPatch) -> 
     assert "could not be started" in reason
 
 
-@pytest.mark.parametrize("end", ["os._exit(0)", "os.kill(os.getpid(), signal.SIGKILL)", "raise SystemExit(3)"])
+@pytest.mark.parametrize("end", ["os.kill(os.getpid(), signal.SIGKILL)", "raise SystemExit(3)"])
 def test_the_reader_ends_with_its_parent(end: str) -> None:
     """However it ends, and also where a forked child keeps the pipe open."""
     script = f"""
@@ -260,13 +267,11 @@ def test_reading_takes_no_more_than_its_budget(interval_s: float, took_s: float,
     assert pause == LONGEST_PAUSE_S or cpu_s <= BUDGET * (took_s + pause) * 1.001
 
 
-def test_lines_that_a_killed_process_cut_off_are_left_out(tmp_path: Path) -> None:
+def test_lines_that_a_killed_process_cut_off_are_left_out() -> None:
     whole = [{"notes": []}, [0.1, {"clock.cpu0": 1.0}]]
     text = "".join(json.dumps(line) + "\n" for line in whole)
     for cut in range(len(text) + 1):
-        (tmp_path / "readings").write_text(text[:cut])
-        assert watch._lines(tmp_path / "readings") == whole[: text[:cut].count("\n")]
-    assert watch._lines(tmp_path / "absent") == []
+        assert watch._lines(text[:cut]) == whole[: text[:cut].count("\n")]
 
 
 def test_what_is_rare_is_read_once_more_at_the_end(tmp_path: Path) -> None:
