@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from posekit.render import show_accuracy, show_rows
+from posekit.runtime.records import plain_from
 
 if TYPE_CHECKING:
     from posekit.benchmarks.bench.result import BenchResult, ColdStart, Run, Summary
@@ -15,6 +16,11 @@ COLUMNS = (
     "stage", "clock", "n", "min", "p50", "p50, 95 %", "p90", "p95", "p99", "p99, 95 %", "p99.9", "max", "CoV",
 )  # fmt: skip
 SWEEP, TOTAL = "objects-", "total"
+
+
+def bench_summary(result: BenchResult, folder: Path) -> dict[str, Any]:
+    """For a program: result.json, and where it is."""
+    return {"folder": str(folder), **plain_from(result)}
 
 
 def show_bench(result: BenchResult, folder: Path) -> None:
@@ -32,6 +38,7 @@ def show_bench(result: BenchResult, folder: Path) -> None:
     for run in result.runs:
         if run not in sweep:
             _show_run(run)
+    _show_overlap(result)
     _show_sweep(sweep)
     if result.accuracy:
         show_accuracy(result.accuracy)
@@ -70,6 +77,13 @@ def _show_run(run: Run) -> None:
         print(
             f"energy per pose: {run.energy_j_per_pose:.3f} J" + ("" if above is None else f", {above:.3f} J above idle")
         )
+
+
+def _show_overlap(result: BenchResult) -> None:
+    one_by_one, overlapping = result.run("sequential"), result.run("pipelined")
+    if one_by_one and overlapping:
+        ratio = overlapping.throughput_hz / one_by_one.throughput_hz
+        print(f"pipelined: {ratio:.2f} times as many frames per second as sequential")
 
 
 def _show_sweep(runs: Sequence[Run]) -> None:

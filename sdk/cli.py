@@ -301,7 +301,7 @@ def bench(
     request = BenchRequest(bundle, source, plan, camera, boxes, path, backend, precision, output, command)
     # No bar while measuring: what draws it would take the processor from what is measured.
     result, folder = run_bench(request, lambda line: print(line, file=sys.stderr, flush=True))
-    render.show_json(result) if json else bench_view.show_bench(result, folder)
+    render.show_json(bench_view.bench_summary(result, folder)) if json else bench_view.show_bench(result, folder)
     if not result.valid:
         raise typer.Exit(INVALID_INPUT)
 

@@ -84,7 +84,7 @@ def measure(subject: Subject, plan: Plan, say: Say) -> Measured:
     Raises ClockError, SourceError, InputError, BundleError and BackendError before anything was measured.
     """
     date, clock = datetime.now(timezone.utc).isoformat(timespec="seconds"), checked_clock()
-    frames = held_frames(subject.open_frames, None if plan.by_time else plan.frames, plan.repeat)
+    frames = held_frames(subject.open_frames, plan.frames, plan.repeat)
     with ExitStack() as stack:
         bundle = stack.enter_context(Bundle(subject.opening.bundle))
         boxes, boxes_from = _boxes(bundle, subject)

@@ -11,7 +11,7 @@ from posekit.runtime.errors import InputError, SourceError
 from posekit.runtime.sources import Frame, Frames
 
 OpenFrames = Callable[[], Frames]
-MAX_HELD_BYTES = 1 << 30
+MAX_HELD_BYTES = 1 << 29  # a small board has 4 GiB, its GPU's share included
 
 
 @dataclass(frozen=True, eq=False)
@@ -33,10 +33,8 @@ class HeldFrames:
         return self.frames[0].intrinsics.width_px, self.frames[0].intrinsics.height_px
 
 
-def held_frames(
-    open_frames: OpenFrames, asked: int | None, repeat: bool, max_bytes: int = MAX_HELD_BYTES
-) -> HeldFrames:
-    """The first `asked` frames, or as many as there are if they may repeat; as many as fit for `asked` None (by time).
+def held_frames(open_frames: OpenFrames, asked: int, repeat: bool, max_bytes: int = MAX_HELD_BYTES) -> HeldFrames:
+    """The first `asked` frames; if they may repeat, as many of them as there are and as fit.
 
     Raises SourceError for an empty source, InputError for one that has fewer and may not repeat, and for frames of
     several sizes: the latency of none of them would be the figure.
@@ -80,7 +78,7 @@ def streamed(open_frames: OpenFrames, count: int) -> Iterator[tuple[Frame, int]]
             raise _empty()
 
 
-def _check(held: HeldFrames, asked: int | None, repeat: bool) -> None:
+def _check(held: HeldFrames, asked: int, repeat: bool) -> None:
     if not held.frames:
         raise _empty()
     sizes = sorted({frame.image_rgb_u8.shape[1::-1] for frame in held.frames})
@@ -91,11 +89,11 @@ def _check(held: HeldFrames, asked: int | None, repeat: bool) -> None:
             expected="one size",
             remedy="Measure each size by itself.",
         )
-    if not repeat and (asked is None or len(held) < asked):
+    if not repeat and len(held) < asked:
         raise InputError(
             "frames of the source",
             got=f"{len(held)} that can be held",
-            expected="as many as a run by time needs" if asked is None else f"{asked}",
+            expected=asked,
             remedy="Let them repeat (--repeat), which the result will say, or ask for fewer (--frames).",
         )
 

@@ -15,7 +15,7 @@ from posekit.benchmarks.bench.frames import HeldFrames, OpenFrames, streamed
 from posekit.benchmarks.bench.lane import CAPTURE, Lane, Passed
 from posekit.benchmarks.bench.result import Deadlines, Drift
 from posekit.benchmarks.bench.statistics import NS_PER_MS, percentile_ms
-from posekit.runtime.errors import BackendError, PosekitError
+from posekit.runtime.errors import BackendError, ClockError, PosekitError
 
 NS_PER_S = 1e9
 SAY_EVERY_S = 30.0
@@ -69,6 +69,7 @@ def collected(mode: str, passes: Iterator[Passed], say: Say) -> Kept:
     said_s = 0.0
     try:
         for passed in passes:
+            _check_clock(passed)
             kept.add(passed)
             kept.seconds = (time.perf_counter_ns() - start_ns) / NS_PER_S
             if kept.seconds - said_s >= SAY_EVERY_S:
@@ -79,6 +80,14 @@ def collected(mode: str, passes: Iterator[Passed], say: Say) -> Kept:
     except KeyboardInterrupt:
         kept.problem = f"{mode} was stopped after {len(kept)} frames"
     return kept
+
+
+def _check_clock(passed: Passed) -> None:
+    least_ns = min((passed.total_ns, *passed.host_ns.values()))
+    if least_ns < 0:
+        raise ClockError(
+            "clock", got=f"a stage of {least_ns} ns", expected="0 ns or more", remedy="Choose another clock source."
+        )
 
 
 def back_to_back(lane: Lane, frames: HeldFrames, extent: Extent, objects: int | None = None) -> Iterator[Passed]:

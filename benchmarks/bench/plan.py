@@ -19,7 +19,9 @@ MLPERF = Extent(1024, 600.0)  # MLCommons inference, mlperf.conf: min_query_coun
 
 @dataclass(frozen=True)
 class Plan:
-    """frames: per mode. repeat: they may repeat.   objects: boxes per frame, one run each.   soak_s: seconds."""
+    """frames: per mode, but for those that go on for a time.  repeat: they may repeat.  objects: boxes per frame, one run
+    each.  soak_s: seconds.
+    """
 
     frames: int = DEFAULT_FRAMES
     repeat: bool = False
@@ -38,11 +40,13 @@ class Plan:
                 expected="frames, rate, objects and minutes above 0, no number of objects twice",
                 remedy="Correct the options.",
             )
-
-    @property
-    def by_time(self) -> bool:
-        """Whether a mode goes on for a time, so that nobody knows how many frames it takes."""
-        return self.mlperf or self.soak_s is not None
+        if (self.mlperf or self.soak_s is not None) and not self.repeat:
+            raise InputError(
+                "frames of the source",
+                got="a mode that goes on for minutes, and frames that may not repeat",
+                expected="frames that may",
+                remedy="Let them repeat (--repeat), which the result will say.",
+            )
 
 
 @dataclass(frozen=True, eq=False)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,9 +15,19 @@ from toy_bundles import write_toy_bundle
 from typer.testing import CliRunner
 
 from posekit.bench import objects_from
+from posekit.bench_view import show_bench
 from posekit.benchmarks.bench import bench
 from posekit.benchmarks.bench.clock import checked_clock
-from posekit.benchmarks.bench.result import RESULT, SAMPLES, WATCH, read_readings, read_result, read_samples
+from posekit.benchmarks.bench.result import (
+    RESULT,
+    SAMPLES,
+    WATCH,
+    Drift,
+    Interval,
+    read_readings,
+    read_result,
+    read_samples,
+)
 from posekit.cli import app
 from posekit.runtime.errors import InputError
 
@@ -59,7 +70,7 @@ def test_the_folder_has_all_evidence_and_the_next_command_is_said(
     assert [run.mode for run in found.runs] == modes
     assert set(read_samples(folder)) == set(modes)
     for words in (
-        "cold start", "total by boxes per frame", "deadlines missed", "network", "p50, 95 %", "VALID", f"wrote {folder}",
+        "times as many frames per second as sequential", "cold start", "total by boxes per frame", "deadlines missed", "network", "p50, 95 %", "VALID", f"wrote {folder}",
         f"next: posekit report {folder}", "accuracy",
     ):  # fmt: skip
         assert words in result.stdout, words
@@ -73,6 +84,7 @@ def test_everything_is_real_but_the_bundle(asked: list[object], tmp_path: Path) 
     result = posekit(*asked, "--json")
     assert result.exit_code in (0, 2), result.output
     shown = json.loads(result.stdout)
+    assert shown["folder"] == str(tmp_path / "evidence")
     found = read_result(tmp_path / "evidence")
     assert shown["runs"][0]["frames"] == found.runs[0].frames == FRAMES
     assert found.cold_start is not None
@@ -94,6 +106,31 @@ def test_an_invalid_run_is_written_and_its_exit_code_is_2(
     found = read_result(tmp_path / "evidence")
     assert not found.valid
     assert "boxes.json" in found.boxes
+
+
+def test_what_a_longer_run_on_a_device_has_besides(
+    asked: list[object], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Drift, energy, the far tail, device events and an engine: each in words or a column, and in full."""
+    make_quiet(monkeypatch)
+    assert posekit(*asked).exit_code == 0
+    found = read_result(tmp_path / "evidence")
+    (run,) = found.runs
+    network = next(stage for stage in run.stages if stage.name == "network")
+    summary = replace(network.summary, p99_ms=7.77, p99_interval_ms=Interval(6.66, 8.88), p999_ms=9.99)
+    on_device = replace(network, name="pose gpu", clock="device", summary=summary)
+    drift = Drift(10.0, 12.5, 300.0, 310.5)
+    longer = replace(run, mode="soak", drift=drift, stages=(on_device,), energy_j_per_pose=0.5)
+    longer = replace(longer, energy_above_idle_j_per_pose=0.25)
+    assert found.cold_start is not None
+    built = replace(found.cold_start, engine="pose: built: no engine in the cache")
+    show_bench(replace(found, runs=(longer,), cold_start=built), tmp_path)
+    shown = capsys.readouterr().out
+    for words in (
+        "p50 10.00 to 12.50 ms (+25.0%), memory 300.0 to 310.5 MB", "0.500 J, 0.250 J above idle", "pose gpu", "device",
+        "7.77", "6.66 to 8.88", "9.99", "engine: pose: built: no engine in the cache",
+    ):  # fmt: skip
+        assert words in shown, words
 
 
 def test_too_few_frames_are_refused_and_leave_no_folder(asked: list[object], tmp_path: Path) -> None:

@@ -147,9 +147,11 @@ def test_frames_that_repeat_are_told(measured: Measure) -> None:
     assert not any("Frames repeat" in note for note in measured().result.notes)
 
 
-def test_a_run_by_time_needs_leave_to_repeat(measured: Measure) -> None:
-    with pytest.raises(InputError, match="as many as a run by time needs"):
-        measured(soak_s=0.1)
+@pytest.mark.parametrize("options", [{"soak_s": 1.0}, {"mlperf": True}])
+def test_a_run_by_time_needs_leave_to_repeat(options: dict[str, Any]) -> None:
+    with pytest.raises(InputError, match="frames that may not repeat"):
+        Plan(**options)
+    Plan(**options, repeat=True)
 
 
 def test_a_lost_device_leaves_what_was_measured_marked_invalid(
@@ -234,7 +236,7 @@ def test_no_frame_is_measured_with_a_bad_clock(measured: Measure, monkeypatch: p
     "options",
     [
         {"frames": 0}, {"paced_hz": 0.0}, {"paced_hz": float("nan")}, {"objects": (0,)}, {"objects": (2, 2)},
-        {"soak_s": -1.0},
+        {"soak_s": -1.0, "repeat": True},
     ],
 )  # fmt: skip
 def test_a_plan_that_measures_nothing_is_refused(options: dict[str, Any]) -> None:

@@ -59,6 +59,13 @@ def test_what_was_measured_before_the_end_is_kept(clock: ToyClock, error: BaseEx
     assert words in kept.problem
 
 
+def test_a_clock_that_goes_back_meanwhile_ends_it(clock: ToyClock) -> None:
+    worker = lane(clock, 3, 3, 3, -1)
+    kept = collected("b", back_to_back(worker, toy_frames(2), Extent(9)), lambda line: None)
+    assert list(kept.total_ns) == [3 * MS] * 3
+    assert "b ended after 3 frames: clock: got a stage of -1000000 ns" in str(kept.problem)
+
+
 def test_a_mistake_of_posekit_is_no_measurement(clock: ToyClock) -> None:
     worker = lane(clock, 3, fails_at=4, error=ZeroDivisionError())
     with pytest.raises(ZeroDivisionError):
