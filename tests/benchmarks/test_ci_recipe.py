@@ -116,9 +116,9 @@ class Job:
 INPUTS = {
     "recipe": "toy.toml",
     "frames": "recording",
-    "verify-options": "--max-crops 24",
+    "verify-options": "--max-crops 40",
     "bench-options": "--boxes gt --frames 20",
-    "runs": "2",
+    "runs": "1",
     "on-invalid": "warn",  # the machine that tests run on is shared
     "install": "",
 }
@@ -138,7 +138,7 @@ def test_every_step_exports_verifies_measures_and_says_so(done: Job) -> None:
     out = done.folder / "posekit-ci"
     assert (out / "new.posekit").is_file()
     assert (out / "verification" / "verification.json").is_file()
-    assert sorted(path.parent.name for path in out.glob("bench/*/result.json")) == ["run1", "run2"]
+    assert sorted(path.parent.name for path in out.glob("bench/*/result.json")) == ["run1"]
     assert (out / "report.html").stat().st_size > 1000
     assert "No comparison.md" in done.summary
     for page in (out / "report.md", out / "verification" / "verification.md"):
@@ -157,13 +157,13 @@ def test_a_gate_that_holds_passes_and_is_in_the_summary(done: Job, tmp_path: Pat
     job = with_baseline(done, tmp_path, "total.p50<99999999ms\n\ntotal.p95<99999999ms\n")
     assert job.codes == {"compare": 0, "summary": 0}, job.output
     assert (tmp_path / "posekit-ci" / "comparison.md").read_text() in job.summary
-    assert "total.p95<99999999ms" in job.summary
+    assert "compare: held" in job.summary
 
 
 def test_a_missed_gate_fails_the_job_and_is_in_the_summary(done: Job, tmp_path: Path) -> None:
     job = with_baseline(done, tmp_path, "total.p50<0.000001ms")
     assert job.codes == {"compare": 1, "summary": 0}, job.output
-    assert "total.p50<0.000001ms" in job.summary
+    assert "compare: missed" in job.summary
 
 
 def test_what_a_caller_writes_is_never_a_command(done: Job, tmp_path: Path) -> None:
@@ -193,9 +193,9 @@ def test_only_an_invalid_run_is_forgiven_and_only_where_asked(
     stand_in.write_text(f"#!/bin/bash\n{left}exit {code}\n")
     stand_in.chmod(0o755)
     monkeypatch.setattr(sys, "executable", str(stand_in))
-    job = Job(tmp_path, {**INPUTS, "on-invalid": on_invalid}).run("bench")
+    job = Job(tmp_path, {**INPUTS, "on-invalid": on_invalid, "runs": "2"}).run("bench")
     assert job.codes == {"bench": expected}, job.output
-    assert ("::warning::" in job.output["bench"]) == (expected == 0)
+    assert job.output["bench"].count("::warning::") == (2 if expected == 0 else 0)
 
 
 # What is written in the two files.
