@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Iterable, Sequence
 from itertools import accumulate
 
@@ -30,9 +29,8 @@ def waterfall(run: Shown, longest_ms: float) -> str | None:
         return None
     parts = [s for s in stages if s.clock == "host" and s.name not in (TOTAL, *BEFORE)]
     rest_ms = total.summary.mean_ms - sum(s.summary.mean_ms for s in parts)
-    rows = [(s.name, 0.0, s.summary.mean_ms, "before") for s in stages if s.name in BEFORE]
     starts = [0.0, *accumulate(s.summary.mean_ms for s in parts)]
-    rows += [(s.name, start, s.summary.mean_ms, "host") for s, start in zip(parts, starts, strict=False)]
+    rows = [(s.name, start, s.summary.mean_ms, "host") for s, start in zip(parts, starts, strict=False)]
     rows += [("rest", starts[-1], max(rest_ms, 0.0), "rest"), (TOTAL, 0.0, total.summary.mean_ms, "total")]
     rows += [(s.name, 0.0, s.summary.mean_ms, "device") for s in stages if s.clock == "device"]
     return _rows(f"stages of {run.mark}", rows, longest_ms, "ms, mean")
@@ -40,7 +38,7 @@ def waterfall(run: Shown, longest_ms: float) -> str | None:
 
 def longest_ms(runs: Sequence[Shown]) -> float:
     """Of the waterfalls' common axis."""
-    means = [s.summary.mean_ms for run in runs for s in run.stages(run.main_mode)]
+    means = [s.summary.mean_ms for run in runs for s in run.stages(run.main_mode) if s.name not in BEFORE]
     return max(means, default=1.0)
 
 
@@ -173,24 +171,29 @@ def readings(runs: Sequence[Shown], unit: str) -> str | None:
     return svg.picture(place.width_px, place.height_px, f"readings in {unit}", body)
 
 
-def units(runs: Sequence[Shown]) -> list[str]:
-    """Of all readings, those that most sources have first."""
-    return [unit for unit, _ in Counter(w.unit for run in runs for w in run.result.watched).most_common()]
+def units(runs: Sequence[Shown]) -> dict[str, list[str]]:
+    """Unit -> the sources that have it, those with most sources first."""
+    found: dict[str, list[str]] = {}
+    for source, unit in dict.fromkeys((w.source, w.unit) for run in runs for w in run.result.watched):
+        found.setdefault(unit, []).append(source)
+    return dict(sorted(found.items(), key=lambda item: -len(item[1])))
 
 
 def pareto(points: Sequence[ParetoPoint]) -> str:
     """One graph: cost against latency, circles by file size. Outlined: nothing is both nearer to fp32 and faster."""
     slowest, worst = max(p.latency_ms for p in points), max(*(p.cost for p in points), LEAST_COST_SCALE)
     largest = max(p.size_bytes for p in points)
-    place = svg.area((0, 1.25 * slowest), (0, 1.15 * worst))
+    place = svg.area((0, 1.3 * slowest), (-0.08 * worst, 1.2 * worst))
     body = svg.axes(place, "latency of one picture, ms", points[0].cost_name)
-    for i, p in enumerate(sorted(points, key=lambda p: (p.latency_ms, p.cost))):
+    named = []
+    for p in sorted(points, key=lambda p: (p.latency_ms, p.cost)):
         css = f"point {'good' if p.passed else 'bad'}{'' if p.chosen else ' pale'}{' best' if p.best else ''}"
         x, y = place.x(p.latency_ms), place.y(p.cost)
         tip = f"{p.variant}: {p.latency_ms:.2f} ms, {p.cost:.3g}, {p.size_bytes / 1e6:.1f} MB"
         body += svg.dot(x, y, 3 + 7 * (p.size_bytes / largest) ** 0.5, css, tip)
         if p.chosen or p.best:
-            body += svg.text(x + 12, y - 6 - 11 * (i % 3), p.variant, "tick")
+            named.append((x, y, p.variant))
+    body += svg.labels(place, named, [(place.x(p.latency_ms), place.y(p.cost)) for p in points])
     return svg.picture(place.width_px, place.height_px, f"precision of {points[0].graph}: {points[0].cost_name}", body)
 
 

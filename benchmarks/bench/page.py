@@ -12,14 +12,14 @@ from posekit.benchmarks.bench.page_style import STYLE
 from posekit.benchmarks.bench.shown import ParetoPoint, Shown
 
 POLICY = "default-src 'none'; style-src 'unsafe-inline'"
-HASH_DIGITS = 16
+HASH_DIGITS, NAMED = 16, 3
 STAGES_NOTE = (
     "Means of the first mode, so that the stages add up to the total; “rest” is what no stage has. "
-    "Device times are the GPU's own events and part of no sum."
+    "Device times are the GPU's own events and part of no sum; capture comes before a frame's time begins."
 )
 PERCENTILES_NOTE = "Nearest rank: values that were measured. p99 from 100 passes on, p99.9 from 1000."
 LATE_NOTE = "A red dot is a frame that was late: the next one was already due."
-PARETO_CAPTION = "green holds its gates, outlined is Pareto-optimal, pale is not in the bundle; area is file size"
+PARETO_NOTE = "Green holds its gates, outlined is Pareto-optimal, pale is not in the bundle; area is file size."
 
 
 def page(runs: Sequence[Shown], pareto: Sequence[ParetoPoint] = (), pareto_from: str = "") -> str:
@@ -31,10 +31,10 @@ def page(runs: Sequence[Shown], pareto: Sequence[ParetoPoint] = (), pareto_from:
         section("Latency by stage", _percentiles(runs), PERCENTILES_NOTE),
         section("Paced, as a camera would", _paced(runs), LATE_NOTE),
         section("Pass by pass", _timelines(runs)),
-        section("More boxes in a frame", figure(charts.sweep(runs), "p50; dashed: p95", runs)),
+        section("More boxes in a frame", _sweep(runs)),
         section("Cold start", _cold_starts(runs), "A fresh process, wall clock."),
         section("Accuracy", page_tables.accuracy(runs)),
-        section("Precision", _pareto(pareto), pareto_from),
+        section("Precision", _pareto(pareto), f"{pareto_from} {PARETO_NOTE}"),
         section("The machine meanwhile", _readings(runs)),
         section("Machines and software", page_tables.machines(runs)),
     )
@@ -91,6 +91,15 @@ def _modes(runs: Sequence[Shown]) -> list[str]:
     return list(dict.fromkeys(mode.mode for run in runs for mode in run.result.runs))
 
 
+def _having(runs: Sequence[Shown], mode: str) -> list[Shown]:
+    return [run for run in runs if run.result.run(mode)]
+
+
+def _sweep(runs: Sequence[Shown]) -> str:
+    swept = [run for run in runs if any(mode.mode.startswith(charts.SWEEP) for mode in run.result.runs)]
+    return side_by_side([figure(charts.sweep(runs), "p50; dashed: p95", swept)])
+
+
 def _waterfalls(runs: Sequence[Shown]) -> str:
     longest = charts.longest_ms(runs)
     return side_by_side(figure(charts.waterfall(run, longest), f"{run.mark}, {run.main_mode}", [run]) for run in runs)
@@ -99,7 +108,10 @@ def _waterfalls(runs: Sequence[Shown]) -> str:
 def _distributions(runs: Sequence[Shown]) -> str:
     both = (charts.histogram, charts.ecdf)
     return first_open(
-        {mode: side_by_side(figure(draw(runs, mode), mode, runs) for draw in both) for mode in _modes(runs)}
+        {
+            mode: side_by_side(figure(draw(runs, mode), mode, _having(runs, mode)) for draw in both)
+            for mode in _modes(runs)
+        }
     )
 
 
@@ -116,13 +128,15 @@ def _paced(runs: Sequence[Shown]) -> str:
             worst = f", the worst by {late.worst_late_ms:.2f} ms" if late.missed else ""
             text = f"{late.missed} of {late.of} frames late at {late.rate_hz:g} Hz{worst}"
             said += f"<li>{name(run)}: {text}. <small>{escape(run.machine)}</small></li>"
-    paced = [run for run in runs if run.result.run(charts.PACED)]
+    paced = _having(runs, charts.PACED)
     return figure(charts.timeline(runs, charts.PACED), charts.PACED, paced) + (f"<ul>{said}</ul>" if said else "")
 
 
 def _timelines(runs: Sequence[Shown]) -> str:
     modes = [mode for mode in _modes(runs) if mode != charts.PACED]
-    return first_open({mode: figure(charts.timeline(runs, mode), mode, runs) + _drifts(runs, mode) for mode in modes})
+    return first_open(
+        {mode: figure(charts.timeline(runs, mode), mode, _having(runs, mode)) + _drifts(runs, mode) for mode in modes}
+    )
 
 
 def _drifts(runs: Sequence[Shown], mode: str) -> str:
@@ -150,10 +164,17 @@ def _cold_starts(runs: Sequence[Shown]) -> str:
 
 
 def _readings(runs: Sequence[Shown]) -> str:
-    drawn = side_by_side(figure(charts.readings(runs, unit), unit, runs) for unit in charts.units(runs))
+    drawn = side_by_side(
+        figure(charts.readings(runs, unit), f"{_some(sources)}, {unit}", runs)
+        for unit, sources in charts.units(runs).items()
+    )
     return first_open({"": drawn, "all readings": page_tables.readings(runs)})
+
+
+def _some(names: Sequence[str]) -> str:
+    return ", ".join(names[:NAMED]) + (f" and {len(names) - NAMED} more" if len(names) > NAMED else "")
 
 
 def _pareto(points: Sequence[ParetoPoint]) -> str:
     graphs = [(graph, list(mine)) for graph, mine in groupby(points, lambda point: point.graph)]
-    return side_by_side(figure(charts.pareto(mine), f"{graph}: {PARETO_CAPTION}", ()) for graph, mine in graphs)
+    return side_by_side(figure(charts.pareto(mine), graph, ()) for graph, mine in graphs)

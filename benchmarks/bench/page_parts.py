@@ -60,17 +60,20 @@ def name(run: Shown) -> str:
 
 def table(heads: Sequence[str], rows: Iterable[Row], caption: str) -> str:
     """Rows below their names."""
-    return _table(heads, "".join(f"<tr>{''.join(map(_cell, row))}</tr>" for row in rows), caption)
+    rows = list(rows)
+    body = "".join(f"<tr>{''.join(map(_cell, row))}</tr>" for row in rows)
+    return _table(_heads(heads, rows), body, caption)
 
 
 def table_by_run(heads: Sequence[str], groups: Iterable[tuple[Shown, Sequence[Row]]], caption: str) -> str:
     """Each run and its machine stand once beside the run's rows. Nothing without rows."""
-    body = ""
+    body, head = "", ""
     for run, rows in groups:
+        head = head or _heads(("run, on", *heads), [("", *row) for row in rows])
         first = f'<th scope="rowgroup" rowspan="{len(rows)}">{name(run)}<small>{escape(run.machine)}</small></th>'
         lines = [("" if i else first) + "".join(map(_cell, row)) for i, row in enumerate(rows)]
         body += "".join(f"<tr>{line}</tr>" for line in lines)
-    return _table(("run, on", *heads), body, caption) if body else ""
+    return _table(head, body, caption) if body else ""
 
 
 def number(value: float) -> str:
@@ -78,8 +81,15 @@ def number(value: float) -> str:
     return str(value) if isinstance(value, int) else f"{value:.3f}"
 
 
-def _table(heads: Sequence[str], body: str, caption: str) -> str:
-    head = "".join(f'<th scope="col">{escape(name)}</th>' for name in heads)
+def _heads(heads: Sequence[str], rows: Sequence[Row]) -> str:
+    """Above figures to the right, as they are."""
+    kinds = ["figure" if isinstance(cell, Cell) else "" for cell in rows[0]] if rows else [""] * len(heads)
+    return "".join(
+        f'<th scope="col" class="{kind}">{escape(head)}</th>' for head, kind in zip(heads, kinds, strict=True)
+    )
+
+
+def _table(head: str, body: str, caption: str) -> str:
     return (
         f'<div class="wide"><table><caption>{escape(caption)}</caption><thead><tr>{head}</tr></thead>'
         f"<tbody>{body}</tbody></table></div>"

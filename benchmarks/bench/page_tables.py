@@ -71,7 +71,8 @@ def _stage_rows(index: int, run: Shown, mode: str) -> list[Row]:
 
 def _intervals(summary: Summary) -> str:
     spans = {"p50": summary.p50_interval_ms, "p95": summary.p95_interval_ms, "p99": summary.p99_interval_ms}
-    return "<br>".join(f"{of} {span.low:.2f} to {span.high:.2f}" for of, span in spans.items() if span)
+    said = (f"{of} {span.low:.2f} to {span.high:.2f}" for of, span in spans.items() if span)
+    return f'<span class="spans">{"; ".join(said)}</span>'
 
 
 def accuracy(runs: Sequence[Shown]) -> str:

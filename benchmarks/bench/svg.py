@@ -7,6 +7,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from html import escape
 
+CHARACTER_PX = 6.2  # of the labels' type, about
 SERIES_COLOURS = 8  # classes c0 ... c7 of the page
 
 
@@ -117,6 +118,26 @@ def bar(x_px: float, y_px: float, width_px: float, height_px: float, css: str, t
 
 def text(x_px: float, y_px: float, content: str, css: str = "", anchor: str = "start") -> str:
     return f'<text class="{css}" x="{n(x_px)}" y="{n(y_px)}" text-anchor="{anchor}">{escape(content)}</text>'
+
+
+def labels(place: Area, wanted: Sequence[tuple[float, float, str]], points: Sequence[tuple[float, float]]) -> str:
+    """Names beside some of the points, in pixels, each where points and the names before it leave room."""
+    taken = [(x_px - 9, x_px + 9, y_px + 4) for x_px, y_px in points]
+    found = ""
+    for x_px, y_px, content in wanted:
+        wide = CHARACTER_PX * len(content)
+        places = [
+            (left, y_px + down)
+            for down in (4, -10, 18, -22, 30, -34, 42)
+            for left in (x_px + 13, x_px - 13 - wide)
+            if place.x.start_px < left < place.x.end_px - wide + 4
+            and place.y.end_px + 8 < y_px + down < place.y.start_px
+        ]
+        free = [p for p in places if all(p[0] + wide < a or p[0] > b or abs(p[1] - y) > 11 for a, b, y in taken)]
+        left, y = (free or places or [(x_px + 13, y_px)])[0]
+        taken.append((left, left + wide, y))
+        found += text(left, y, content, "tick over")
+    return found
 
 
 def picture(width_px: int, height_px: int, title: str, body: str) -> str:

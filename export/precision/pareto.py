@@ -46,7 +46,7 @@ def pareto_points(variants: Sequence[GraphVariants]) -> list[Point]:
                 (
                     f"int8 {entry.int8.blocks - len(c.kept)}/{entry.int8.blocks} {c.measured.backend}",
                     c.measured,
-                    c is search.chosen,
+                    c == search.chosen,
                 )
                 for c in search.tried
             ]
