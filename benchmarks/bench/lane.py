@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from dataclasses import dataclass
 from itertools import cycle, islice
 from types import TracebackType
@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, Protocol, cast
 from posekit.benchmarks.bench.statistics import NS_PER_MS
 from posekit.runtime.boxes import Boxes
 from posekit.runtime.detection import Detection, PoseEstimate
+from posekit.runtime.errors import BackendError
 from posekit.runtime.profiler import NETWORK_STAGES, Stage, StageProfiler
 from posekit.runtime.session import Session
 from posekit.runtime.sources import Frame
@@ -67,7 +68,8 @@ class Lane:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, tb: TracebackType | None) -> None:
-        self.estimator.close()
+        with suppress(BackendError):  # a lost device takes nothing back; what was measured is not lost with it
+            self.estimator.close()
 
     def run(self, frame: Frame, objects: int | None = None, arrived_ns: int | None = None) -> Passed:
         """From pixels to poses. Raises what the estimator raises.

@@ -53,16 +53,25 @@ def measured(tmp_path: Path) -> Measure:
 
 
 def lose_the_device(patch: pytest.MonkeyPatch, after_runs: int) -> None:
-    """Every session refuses after so many runs in all."""
-    right, runs = OrtSession.run, [0]
+    """Every session refuses after so many runs in all, and then cannot be closed either."""
+    right, close, runs = OrtSession.run, OrtSession.close, [0]
+
+    def lost() -> BackendError:
+        return BackendError("session", got="a lost device", expected="a device", remedy="Plug it in.")
 
     def run(self: Any, feed: Any) -> Any:
         runs[0] += 1
         if runs[0] > after_runs:
-            raise BackendError("session", got="a lost device", expected="a device", remedy="Plug it in.")
+            raise lost()
         return right(self, feed)
 
+    def close_if_there(self: Any) -> None:
+        close(self)
+        if runs[0] > after_runs:
+            raise lost()
+
     patch.setattr(OrtSession, "run", run)
+    patch.setattr(OrtSession, "close", close_if_there)
 
 
 def test_back_to_back_measures_every_frame_and_keeps_every_sample(measured: Measure) -> None:
