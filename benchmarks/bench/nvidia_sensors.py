@@ -43,37 +43,69 @@ SMI_FIELDS = {  # the older name of the reasons is known to old and new drivers
 
 
 def nvml(root: Path, pid: int) -> Read | None:
-    """Of every GPU: clock, power, temperature, use, what holds it back, processes of others. None without pynvml or driver.
+    """Of every GPU: clock, power, temperature, use, and what holds it back. None without pynvml or a driver.
 
     What a GPU does not support (NVML on a Jetson has little) is left out.
     """
-    if root != ROOT:  # a recorded tree has no driver
+    opened = _nvml(root)
+    if opened is None:
         return None
-    try:
-        import pynvml
-
-        pynvml.nvmlInit()
-        gpus = [(f"gpu{n}", pynvml.nvmlDeviceGetHandleByIndex(n)) for n in range(pynvml.nvmlDeviceGetCount())]
-    except ImportError:
-        return None
-    except pynvml.NVMLError:
-        return None
-    rows = _nvml_rows(pynvml, pid)
-    works = [
-        (f"{kind}.{name}", gpu, ask) for name, gpu in gpus for kind, ask in rows.items() if _asked(pynvml, ask, gpu)
-    ]
+    pynvml, gpus = opened
+    reasons = getattr(pynvml, "nvmlDeviceGetCurrentClocksEventReasons", None)  # since driver 535
+    reasons = reasons or pynvml.nvmlDeviceGetCurrentClocksThrottleReasons
+    rows: dict[str, Callable[[Any], float]] = {
+        "clock": lambda gpu: pynvml.nvmlDeviceGetClockInfo(gpu, pynvml.NVML_CLOCK_SM),
+        "power": lambda gpu: pynvml.nvmlDeviceGetPowerUsage(gpu) * 1e-3,
+        "temperature": lambda gpu: pynvml.nvmlDeviceGetTemperature(gpu, pynvml.NVML_TEMPERATURE_GPU),
+        "busy": lambda gpu: pynvml.nvmlDeviceGetUtilizationRates(gpu).gpu,
+        "alert": lambda gpu: reasons(gpu) & sum(HELD_BACK),
+    }
+    works = [(kind, ask, n, gpu) for n, gpu in gpus for kind, ask in rows.items() if _asked(pynvml, ask, gpu)]
 
     def read(t_s: float) -> dict[str, float]:
-        answers = {name: _asked(pynvml, ask, gpu) for name, gpu, ask in works}
+        answers = {f"{kind}.gpu{n}": _asked(pynvml, ask, gpu) for kind, ask, n, gpu in works}
         return {name: answer[0] for name, answer in answers.items() if answer}
 
     return read if works else None
 
 
+def nvml_processes(root: Path, pid: int) -> Read | None:
+    """Of every GPU: whether the watched process is on it, and how many others are."""
+    opened = _nvml(root)
+    if opened is None:
+        return None
+    pynvml, gpus = opened
+
+    def read(t_s: float) -> dict[str, float]:
+        found: dict[str, float] = {}
+        for n, gpu in gpus:
+            with suppress(pynvml.NVMLError):
+                pids = [process.pid for process in pynvml.nvmlDeviceGetComputeRunningProcesses(gpu)]
+                found |= {f"own.gpu{n}": float(pid in pids), f"others.gpu{n}": float(count_others(pids, pid))}
+        return found
+
+    return read
+
+
+def _nvml(root: Path) -> tuple[Any, list[tuple[int, Any]]] | None:
+    """The library, and its GPUs with their numbers. A recorded tree has no driver."""
+    if root != ROOT:
+        return None
+    try:
+        import pynvml
+    except ImportError:
+        return None
+    try:
+        pynvml.nvmlInit()
+        return pynvml, [(n, pynvml.nvmlDeviceGetHandleByIndex(n)) for n in range(pynvml.nvmlDeviceGetCount())]
+    except pynvml.NVMLError:
+        return None
+
+
 def nvidia_smi(root: Path, pid: int) -> Read | None:
     """The same from nvidia-smi, once a second, where pynvml is not installed."""
     program = _program(root, "nvidia-smi")
-    if program is None or nvml(root, pid) is not None or not _succeeds([program, "-L"]):  # -L fails without a driver
+    if program is None or _nvml(root) is not None or not _succeeds([program, "-L"]):  # -L fails without a driver
         return None
     table = "--format=csv,noheader,nounits"
     gpus = Lines([program, f"--query-gpu={','.join(SMI_FIELDS)}", table, "-l", "1"])
@@ -83,9 +115,10 @@ def nvidia_smi(root: Path, pid: int) -> Read | None:
         readings: dict[str, float] = {}
         for line in gpus.new():
             readings |= readings_from_smi(line)
-        pids = pids_from_smi(processes.new())
+        pids = list(pids_from_smi(processes.new()).values())
+        concerned = [of for of in pids if pid in of] or pids  # other GPUs of the machine are not the run's
         if readings:
-            readings["others.gpu"] = float(max((count_others(of, pid) for of in pids.values()), default=0))
+            readings["others.gpu"] = float(max((count_others(of, pid) for of in concerned), default=0))
         return readings
 
     return read
@@ -174,19 +207,6 @@ class Lines:
         if ended and not whole:
             raise OSError("the program has ended")
         return [line.decode(errors="replace") for line in whole]
-
-
-def _nvml_rows(pynvml: Any, pid: int) -> dict[str, Callable[[Any], float]]:
-    reasons = getattr(pynvml, "nvmlDeviceGetCurrentClocksEventReasons", None)  # since driver 535
-    reasons = reasons or pynvml.nvmlDeviceGetCurrentClocksThrottleReasons
-    return {
-        "clock": lambda gpu: pynvml.nvmlDeviceGetClockInfo(gpu, pynvml.NVML_CLOCK_SM),
-        "power": lambda gpu: pynvml.nvmlDeviceGetPowerUsage(gpu) * 1e-3,
-        "temperature": lambda gpu: pynvml.nvmlDeviceGetTemperature(gpu, pynvml.NVML_TEMPERATURE_GPU),
-        "busy": lambda gpu: pynvml.nvmlDeviceGetUtilizationRates(gpu).gpu,
-        "alert": lambda gpu: reasons(gpu) & sum(HELD_BACK),
-        "others": lambda gpu: count_others((p.pid for p in pynvml.nvmlDeviceGetComputeRunningProcesses(gpu)), pid),
-    }
 
 
 def _asked(pynvml: Any, ask: Callable[[Any], float], gpu: Any) -> tuple[float] | None:

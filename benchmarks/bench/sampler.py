@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import os
+import resource
 import select
 import sys
 import time
@@ -89,6 +90,8 @@ def pause_s(interval_s: float, took_s: float, cpu_s: float) -> float:
 
 def main(arguments: list[str]) -> None:
     """FILE PID START_S INTERVAL_S ROOT; FILE: number of the open file."""
+    _, most_files = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (most_files, most_files))  # a server has four files per processor
     file, pid, start_s, interval_s, root = arguments
     machine = Machine(Path(root), int(pid))
     with open(int(file), "w", encoding="utf-8", buffering=1) as out:

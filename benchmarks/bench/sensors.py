@@ -23,6 +23,7 @@ KINDS = {
     "busy": "%",
     "memory": "MB",
     "others": "processes",  # of others, on a GPU
+    "own": "processes",  # the watched one, on a GPU
     "alert": "flags",  # 0 unless the machine holds itself back
     "state": "steps",  # how far the machine is held back; what counts is that it stays
     "count": "events",  # of the machine holding itself back, since it was started
@@ -51,6 +52,7 @@ SOURCES = (
     Source("power rails (hwmon)", FAST, linux_sensors.power_rails, power=True),
     Source("RAPL energy counters", FAST, linux_sensors.rapl, power=True),
     Source("NVML", FAST, nvidia_sensors.nvml, power=True),
+    Source("NVML's processes", 0.5, nvidia_sensors.nvml_processes),
     Source("nvidia-smi", FAST, nvidia_sensors.nvidia_smi, power=True),
     Source("tegrastats", FAST, nvidia_sensors.tegrastats, power=True),
     Source("load of other processes", 0.5, linux_sensors.load_of_others),

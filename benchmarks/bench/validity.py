@@ -61,9 +61,14 @@ def clocks_moved(seen: Seen, phase: Phase) -> Iterator[str]:
 
 
 def settings_changed(seen: Seen, phase: Phase) -> Iterator[str]:
+    """What all processors of a server do alike is said once."""
+    alike: dict[tuple[str, str, str], list[str]] = {}
     for change in seen.changes:
         if change.since_s <= phase.end_s and change.t_s >= phase.start_s:
-            yield f"{phase.name}: {change.setting} went from {change.before} to {change.after}."
+            alike.setdefault((change.setting.split(".")[-1], change.before, change.after), []).append(change.setting)
+    for (_, before, after), (first, *more) in alike.items():
+        so_did = f", and so did {len(more)} more" if more else ""
+        yield f"{phase.name}: {first} went from {before} to {after}{so_did}."
 
 
 def held_back(seen: Seen, phase: Phase) -> Iterator[str]:
@@ -85,7 +90,7 @@ def others_ran(seen: Seen, phase: Phase) -> Iterator[str]:
         if (share := float(np.mean(_values(series))) / seen.processors) > OTHERS_SHARE:
             yield f"{phase.name}: other processes used {share:.0%} of the {seen.processors} processors."
     for name, series in _of(seen, "others", phase):
-        if (count := max(_values(series))) > 0 and seen.uses_gpu:
+        if (count := max(_values(series))) > 0 and _serves_the_run(seen, name):
             yield f"{phase.name}: {_short(name)} was shared with {count:.0f} other process{'es' * (count > 1)}."
 
 
@@ -105,7 +110,7 @@ def not_watched(seen: Seen, phase: Phase) -> Iterator[str]:
 def gpu_was_busy(seen: Seen, idle: Phase) -> Iterator[str]:
     """While the run idled: somebody else's work. All that a Jetson tells, which has no list of processes."""
     for name, series in _of(seen, "busy", idle):
-        if (mean := float(np.mean(_values(series)))) > BUSY_PERCENT and seen.uses_gpu:
+        if (mean := float(np.mean(_values(series)))) > BUSY_PERCENT and _serves_the_run(seen, name):
             yield f"{idle.name}: {_short(name)} was {mean:.0f} % busy before the run began, with the work of others."
 
 
@@ -124,14 +129,14 @@ def clock_is_locked(settings: Mapping[str, str], clock: str) -> bool:
     return low is not None and low == high
 
 
-def unlocked_clocks(settings: Mapping[str, str]) -> tuple[str, ...]:
-    """Names of the clocks that may move, where that is told: "cpu0 (schedutil, 729600 to 1510400)"."""
-    names = [key.removesuffix(".lowest") for key in settings if key.endswith(".lowest")]
+def unlocked_clocks(seen: Seen) -> tuple[str, ...]:
+    """The clocks that were read and may move, where that is told: "cpu0 (schedutil, 729600 to 1510400)"."""
+    told = [_short(name) for name in seen.readings if f"{_short(name)}.lowest" in seen.settings]
     return tuple(
-        f"{name} ({settings.get(f'{name}.governor', 'no governor')}, {settings[f'{name}.lowest']} to "
-        f"{settings.get(f'{name}.highest', '?')})"
-        for name in names
-        if not clock_is_locked(settings, f"clock.{name}")
+        f"{name} ({seen.settings.get(f'{name}.governor', 'no governor')}, {seen.settings[f'{name}.lowest']} to "
+        f"{seen.settings.get(f'{name}.highest', 'unknown')})"
+        for name in dict.fromkeys(told)
+        if not clock_is_locked(seen.settings, f"clock.{name}")
     )
 
 
@@ -165,8 +170,11 @@ def _of(seen: Seen, kind: str, phase: Phase, around: bool = False) -> Iterator[t
 
 
 def _serves_the_run(seen: Seen, name: str) -> bool:
-    """A GPU that the run does not use may do what it likes."""
-    return seen.uses_gpu or not GPU.search(name)
+    """A GPU that the run does not use may do what it likes: any of them, or, where NVML tells whose it is, another one."""
+    if not GPU.search(name):
+        return True
+    own = {_short(n): max(_values(s)) for n, s in seen.readings.items() if n.startswith("own.")}
+    return seen.uses_gpu and (not any(own.values()) or own.get(_short(name), 1) > 0)
 
 
 def _causes(name: str, values: Sequence[float]) -> str:

@@ -198,10 +198,10 @@ def _fill(watch: Watch, lines: list[Any], end_s: float, uses_gpu: bool, modes: t
     seen = Seen(watch.readings, first, tuple(changes), len(os.sched_getaffinity(0)), uses_gpu)
     idle = next((phase for phase in watch.phases if phase.name == IDLE), None)
     watch.reasons = (*reasons_against(seen, parts), *(gpu_was_busy(seen, idle) if idle else ())) if lines else ()
-    watch.notes = (*notes, *_notes(watch))
+    watch.notes = (*notes, *_notes(watch, seen))
 
 
-def _notes(watch: Watch) -> Iterator[str]:
+def _notes(watch: Watch, seen: Seen) -> Iterator[str]:
     rails = total_rails(tuple(watch.readings))
     if rails:
         idles = [phase for phase in watch.phases if phase.name == IDLE]
@@ -210,7 +210,7 @@ def _notes(watch: Watch) -> Iterator[str]:
         yield f"Power is the sum of {', '.join(rails)}{idle}."
     else:
         yield "No power rail is readable: energy is not known."
-    if clocks := unlocked_clocks(watch.settings):
+    if clocks := unlocked_clocks(seen):
         yield f"Clocks are not locked: {', '.join(clocks)}."
 
 

@@ -27,6 +27,7 @@ from posekit.benchmarks.bench.nvidia_sensors import (
     count_others,
     nvidia_smi,
     nvml,
+    nvml_processes,
     pids_from_smi,
     readings_from_smi,
     readings_from_tegrastats,
@@ -127,7 +128,7 @@ def test_nvidia_smi_is_read_while_it_runs(tmp_path: Path) -> None:
         'case "$1" in',
         "-L) exit 0;;",
         f"--query-gpu={fields}) echo '{SMI[0]}'; exec sleep 60;;",
-        f"--query-compute-apps=gpu_uuid,pid) echo 'GPU-a, {PID}'; echo 'GPU-a, 99'; exec sleep 60;;",
+        f"--query-compute-apps=gpu_uuid,pid) printf 'GPU-a, %s\\n' {PID} 99; echo 'GPU-b, 7'; echo 'GPU-b, 8'; echo 'GPU-b, 9'; exec sleep 60;;",
         "esac",
     )
     read = nvidia_smi(tmp_path, PID)
@@ -190,9 +191,8 @@ def _installed(monkeypatch: pytest.MonkeyPatch, pynvml: ModuleType | None) -> No
     monkeypatch.setitem(sys.modules, "pynvml", pynvml)  # None: its import fails
 
 
-def test_nvml_tells_clock_power_temperature_and_company(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(nvidia_sensors, "_pid_namespace", lambda: INITIAL_PID_NAMESPACE)
-    _installed(monkeypatch, Simulated(pids=(PID, 99), reasons=0x1 | 0x4 | 0x40))
+def test_nvml_tells_clock_power_and_temperature(monkeypatch: pytest.MonkeyPatch) -> None:
+    _installed(monkeypatch, Simulated(reasons=0x1 | 0x4 | 0x40))
     read = nvml(ROOT, PID)
     assert read is not None
     assert read(0.0) == pytest.approx(
@@ -202,12 +202,26 @@ def test_nvml_tells_clock_power_temperature_and_company(monkeypatch: pytest.Monk
             "temperature.gpu0": 61.0,
             "busy.gpu0": 97.0,
             "alert.gpu0": 0x4 | 0x40,
-            "others.gpu0": 1.0,
         }
     )
 
 
-@pytest.mark.parametrize("function", ["nvmlDeviceGetPowerUsage", "nvmlDeviceGetComputeRunningProcesses"])
+@pytest.mark.parametrize(("pids", "own", "others"), [((PID, 99), 1, 1), ((PID,), 1, 0), ((99,), 0, 1), ((), 0, 0)])
+def test_nvml_tells_whose_processes_are_on_a_gpu(
+    monkeypatch: pytest.MonkeyPatch, pids: tuple[int, ...], own: int, others: int
+) -> None:
+    monkeypatch.setattr(nvidia_sensors, "_pid_namespace", lambda: INITIAL_PID_NAMESPACE)
+    _installed(monkeypatch, Simulated(pids=pids))
+    read = nvml_processes(ROOT, PID)
+    assert read is not None
+    assert read(0.0) == {"own.gpu0": own, "others.gpu0": others}
+    _installed(monkeypatch, Simulated(unsupported=("nvmlDeviceGetComputeRunningProcesses",)))
+    silent = nvml_processes(ROOT, PID)
+    assert silent is not None
+    assert silent(0.0) == {}
+
+
+@pytest.mark.parametrize("function", ["nvmlDeviceGetPowerUsage", "nvmlDeviceGetTemperature"])
 def test_what_a_gpu_does_not_support_is_left_out(monkeypatch: pytest.MonkeyPatch, function: str) -> None:
     _installed(monkeypatch, Simulated())
     whole = nvml(ROOT, PID)

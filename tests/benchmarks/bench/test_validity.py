@@ -95,10 +95,13 @@ def test_limits_that_are_equal_are_a_locked_clock() -> None:
     assert clock_is_locked(LOCKED, "clock.cpu0")
     assert not clock_is_locked({**LOCKED, "cpu0.highest": "9"}, "clock.cpu0")
     assert not clock_is_locked({}, "clock.cpu0")
-    assert unlocked_clocks({**LOCKED, "cpu0.lowest": "1", "cpu0.governor": "schedutil"}) == (
-        "cpu0 (schedutil, 1 to 2201600)",
-    )
-    assert unlocked_clocks(LOCKED) == ()
+
+
+def test_only_clocks_that_are_read_and_may_move_are_told() -> None:
+    limits = {**LOCKED, "cpu0.lowest": "1", "cpu0.governor": "schedutil", "cpu1.lowest": "1", "cpu1.highest": "2"}
+    read: dict[str, Values] = {"clock.cpu0": lambda t_s: 1.0, "clock.gpu-gpc-0": lambda t_s: 1.0}
+    assert unlocked_clocks(seen(read, limits)) == ("cpu0 (schedutil, 1 to 2201600)",)
+    assert unlocked_clocks(seen(read, LOCKED)) == ()
 
 
 @pytest.mark.parametrize(("since_s", "t_s"), [(-1.0, 0.0), (11.0, 12.0), (29.5, 30.5), (-5.0, 99.0)])
@@ -107,6 +110,15 @@ def test_a_setting_that_changed_is_a_reason(since_s: float, t_s: float) -> None:
     change = Change(since_s, t_s, "cpu0.governor", "performance", "powersave")
     (reason,) = reasons_against(seen({}, changes=(change,)), [RUN])
     assert reason == "sequential: cpu0.governor went from performance to powersave."
+
+
+def test_what_many_processors_do_alike_is_said_once() -> None:
+    changes = tuple(Change(1.0, 2.0, f"cpu{n}.governor", "performance", "powersave") for n in range(128))
+    other = Change(1.0, 2.0, "cpu0.highest", "3400000", "800000")
+    assert reasons_against(seen({}, changes=(*changes, other)), [RUN]) == (
+        "sequential: cpu0.governor went from performance to powersave, and so did 127 more.",
+        "sequential: cpu0.highest went from 3400000 to 800000.",
+    )
 
 
 def test_a_setting_that_changed_before_or_after_the_run_is_none() -> None:
@@ -183,6 +195,16 @@ def test_a_gpu_that_the_run_does_not_use_may_do_what_it_likes() -> None:
     assert len(reasons_against(seen(busy), [RUN])) == len(busy)
 
 
+def test_another_gpu_of_the_machine_does_not_concern_the_run() -> None:
+    """Where NVML tells on which one the run is; else all of them concern it."""
+    busy: dict[str, Values] = {"alert.gpu1": lambda t_s: 4.0, "others.gpu1": lambda t_s: 3.0}
+    owned: dict[str, Values] = {"own.gpu0": lambda t_s: float(t_s > 9), "own.gpu1": lambda t_s: 0.0}
+    nobody: dict[str, Values] = {"own.gpu0": lambda t_s: 0.0, "own.gpu1": lambda t_s: 0.0}
+    assert reasons_against(seen({**busy, **owned}), [RUN]) == ()
+    assert len(reasons_against(seen({**busy, **nobody}), [RUN])) == 2
+    assert len(reasons_against(seen(busy), [RUN])) == 2
+
+
 @pytest.mark.parametrize("start_s", [0.0, 10.0, 30.0 - GAP_S - 0.5])
 def test_a_time_without_readings_is_a_reason(start_s: float) -> None:
     whole = seen({"clock.cpu0": lambda t_s: 1000.0})
@@ -218,4 +240,4 @@ def test_a_gpu_that_was_busy_while_the_run_idled_was_shared() -> None:
 
 def test_a_reason_is_said_once() -> None:
     change = Change(0.0, 1.0, "power mode", "MAXN", "15W")
-    assert len(reasons_against(seen({}, changes=(change, change)), [RUN, RUN])) == 1
+    assert len(reasons_against(seen({}, changes=(change,)), [RUN, RUN])) == 1

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import resource
 import signal
 import subprocess
 import sys
@@ -117,6 +118,7 @@ def test_clocks_that_are_not_locked_are_a_note(tmp_path: Path) -> None:
     assert seen.settings["cpu0.governor"] == "schedutil"
 
 
+CLOCK_FILES = ("scaling_cur_freq", "scaling_min_freq", "scaling_max_freq")
 CPU0 = "sys/devices/system/cpu/cpufreq/policy0"
 THROTTLE = [
     (f"{CPU0}/scaling_governor", "powersave", "run: cpu0.governor went from performance to powersave."),
@@ -159,6 +161,30 @@ def test_a_power_mode_of_which_only_the_ends_are_known_concerns_every_part() -> 
     lines = [[n / 2, {"memory.rss": 1.0}] for n in range(190)]
     watch._fill(seen, [{"notes": []}, *lines], 94.0, True, ("MAXN", None))
     assert [reason.split(":")[0] for reason in seen.reasons] == ["sequential", "paced"]
+
+
+@pytest.fixture
+def few_open_files() -> Iterator[None]:
+    """As many as a process may usually have open at first; it may raise that itself."""
+    before = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if 0 <= before[1] < 4096:
+        pytest.skip("this machine does not allow many open files")
+    resource.setrlimit(resource.RLIMIT_NOFILE, (1024, before[1]))
+    yield
+    resource.setrlimit(resource.RLIMIT_NOFILE, before)
+
+
+@pytest.mark.usefixtures("few_open_files")
+def test_a_server_with_more_files_than_a_process_may_open_at_first(tmp_path: Path) -> None:
+    files = {"scaling_governor": "powersave", "cpuinfo_max_freq": 9, **dict.fromkeys(CLOCK_FILES, 3400000)}
+    for n in range(320):
+        for name, text in files.items():
+            write(tmp_path, f"sys/devices/system/cpu/cpufreq/policy{n}/{name}", text)
+    with watched_run(tmp_path) as seen:
+        pass
+    assert seen.reasons == ()
+    assert len([name for name in seen.settings if name.endswith(".governor")]) == 320
+    assert [one.last for one in seen.watched if one.source == "clock.cpu0"] == [3400.0]
 
 
 def test_nobody_waits_for_idle_power_that_cannot_be_read(tmp_path: Path) -> None:
