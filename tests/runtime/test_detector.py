@@ -16,6 +16,7 @@ from hypothesis.extra.numpy import arrays as random_arrays
 from posekit.runtime.detector import FAMILIES, MAX_DETECTIONS, Detector, boxes_in_image, iou, letterbox, nms
 from posekit.runtime.errors import BackendError, InputError, SpecError
 from posekit.runtime.manifest import DetectorEntry
+from posekit.runtime.profiler import STAGES, StageProfiler
 from posekit.runtime.tensor import Feed, TensorSpec
 from posekit.runtime.tensors import tensors_from_bytes
 from posekit.runtime.yolo_decode import Candidates
@@ -234,6 +235,13 @@ def test_nothing_found_is_an_empty_list_and_thin_boxes_are_nothing() -> None:
     assert Detector(Fixed(none, (32, 32)), entry).detect(image) == []
     assert Detector(Fixed(thin, (32, 32)), entry).detect(image) == []
     assert Detector(Fixed(posekit_outputs([], [], []), (32, 32)), entry).detect(image) == []
+
+
+def test_what_a_detector_does_beside_its_network_are_stages_of_their_own() -> None:
+    profiler = StageProfiler()
+    detector = Detector(Fixed(posekit_outputs([], [], []), (32, 32)), entry_of("posekit", (32, 32), 2))
+    detector.detect(np.zeros((32, 32, 3), np.uint8), profiler.stage)
+    assert list(profiler.samples_ns) == ["letterbox", "detector", "boxes"] == list(STAGES[:3])
 
 
 @pytest.mark.parametrize("value", [np.nan, np.inf])
