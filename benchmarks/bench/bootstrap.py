@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 Values = NDArray[np.float64]
 DRAWS, BLOCK_DRAWS = 4000, 1000
-MOST_AT_ONCE = 4_000_000  # samples, so that a soak of an hour needs no more memory than a quick run
+MOST_DRAWN, LEAST_DRAWS = 4_000_000, 200  # samples in all, so that a soak of an hour takes seconds, too
 LEVEL = 0.95
 SEED = 20260101  # the same evidence gives the same verdict
 Z = 1.959964
@@ -55,16 +55,16 @@ def t_quantile(freedom: int) -> float:
     return T[freedom - 1] if freedom <= len(T) else Z + 2.3724 / freedom + 2.8225 / freedom**2
 
 
-def block_draws(samples: Values, figure: Callable[[Values], Values], seed: int, block: int | None = None) -> Values:
-    """`figure` (of ascending samples along the last axis) of BLOCK_DRAWS series of drawn blocks. samples: in order."""
-    count, length = samples.size, block or block_length(samples)
+def block_draws(samples: Values, figure: Callable[[Values], Values], seed: int) -> Values:
+    """`figure` (of ascending samples along the last axis) of BLOCK_DRAWS series of drawn blocks. samples: in order.
+
+    A long series is drawn less often, and its draws are repeated.
+    """
+    count, length = samples.size, block_length(samples)
     random = np.random.default_rng(seed)
-    at_once = max(1, MOST_AT_ONCE // count)
-    found = []
-    for start in range(0, BLOCK_DRAWS, at_once):
-        draws = min(at_once, BLOCK_DRAWS - start)
-        found.append(figure(np.sort(samples[places(count, length, draws, random)], axis=-1)))
-    return np.concatenate(found)
+    times = min(BLOCK_DRAWS, max(LEAST_DRAWS, MOST_DRAWN // count))
+    found = [figure(np.sort(samples[places(count, length, 1, random)[0]])) for _ in range(times)]
+    return np.resize(np.asarray(found), BLOCK_DRAWS)
 
 
 def object_draws(errors: Values, seed: int) -> Values:

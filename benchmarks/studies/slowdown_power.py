@@ -115,9 +115,9 @@ def noise(name: str, runs: Sequence[Evidence], gate: Gate) -> Noise:
     return Noise(name, gate.text, float(np.std(np.log([value for value in values if value]), ddof=1)))
 
 
-def lognormal_runs(between: float) -> list[Evidence]:
-    """POOL runs of one pass each, that differ by this."""
-    middles_ns = 1e7 * np.exp(between * np.random.default_rng(0).normal(size=POOL))
+def lognormal_runs(between: float, count: int = POOL) -> list[Evidence]:
+    """Runs of one pass each, that differ by this."""
+    middles_ns = 1e7 * np.exp(between * np.random.default_rng(0).normal(size=count))
     return [_evidence(f"run {k}", [round(ns)]) for k, ns in enumerate(middles_ns)]
 
 

@@ -75,6 +75,13 @@ def test_equal_passes_are_certain(count: int, value: float) -> None:
     assert (draws == value).all()
 
 
+def test_a_long_series_has_as_many_draws_as_a_short_one() -> None:
+    long, short = (np.random.default_rng(0).normal(10, 1, count) for count in (30_000, 50))
+    draws = [block_draws(samples, lambda s: s[..., 0], 0) for samples in (long, short)]
+    assert {d.shape for d in draws} == {(BLOCK_DRAWS,)}
+    assert len(np.unique(draws[0])) > 1
+
+
 def test_objects_are_drawn_alike_in_every_run() -> None:
     errors = np.arange(20.0)
     drawn = object_draws(np.stack([errors, errors + 100]), 3).reshape(BLOCK_DRAWS, 2, 20)
