@@ -63,20 +63,22 @@ class Values(Files):
 def cpu_clocks(root: Path, pid: int) -> Read | None:
     """The fastest processor of each cluster: "clock.cpu4" is the cluster that begins with processor 4.
 
-    A cluster is what has the same highest clock; processors that wait may run slower, which tells nothing.
+    Processors of one policy are a cluster. Where each has a policy of its own, as on x86, those of one highest clock are:
+    the ones that wait run slower, which tells nothing.
     """
+    first_of: dict[str, str] = {}
+    cluster_of: dict[str, str] = {}
     policies = _policies(root)
-    clusters: dict[str, str] = {}
     for name, policy in policies.items():
-        clusters.setdefault(_text(policy / "cpuinfo_max_freq"), name)
-    cluster_of = {name: clusters[_text(policy / "cpuinfo_max_freq")] for name, policy in policies.items()}
+        related = _text(policy / "related_cpus")
+        cluster = related if " " in related else _text(policy / "cpuinfo_max_freq")
+        cluster_of[name] = f"clock.{first_of.setdefault(cluster, name)}"
     values = Values({name: policy / "scaling_cur_freq" for name, policy in policies.items()}, 1e-3)
 
     def read(t_s: float) -> dict[str, float]:
         fastest: dict[str, float] = {}
         for name, mhz in values().items():
-            cluster = f"clock.{cluster_of[name]}"
-            fastest[cluster] = max(mhz, fastest.get(cluster, 0.0))
+            fastest[cluster_of[name]] = max(mhz, fastest.get(cluster_of[name], 0.0))
         return fastest
 
     return read if policies else None

@@ -1,11 +1,13 @@
 """Readings of NVIDIA's tools: NVML through pynvml (the package nvidia-ml-py), else nvidia-smi; tegrastats on a Jetson.
 
-The two programs are started once and print a line per interval; they end by themselves when nobody reads them any more.
+The two programs are started once and print a line per interval. They are ended with the process that reads them, and end
+by themselves at their next line where that was killed.
 Layouts: nvml.h, `nvidia-smi --help-query-gpu`, and the tegrastats pages of NVIDIA's Jetson Linux guide.
 """
 
 from __future__ import annotations
 
+import atexit
 import os
 import re
 import shutil
@@ -192,6 +194,7 @@ class Lines:
     def __init__(self, command: Sequence[str]) -> None:
         quiet = subprocess.DEVNULL
         self.program = subprocess.Popen(command, stdin=quiet, stdout=subprocess.PIPE, stderr=quiet)
+        atexit.register(self.program.kill)
         assert self.program.stdout is not None
         self.file, self.rest = self.program.stdout.fileno(), b""
         os.set_blocking(self.file, False)

@@ -53,9 +53,17 @@ def reasons_against(seen: Seen, phases: Sequence[Phase]) -> tuple[str, ...]:
 
 
 def clocks_moved(seen: Seen, phase: Phase) -> Iterator[str]:
-    """A locked clock has to stand still. One that follows the load may dither, but its level must hold to the end."""
-    for name, series in _of(seen, "clock", phase):
-        if _serves_the_run(seen, name) and (moved := _moved(_values(series), clock_is_locked(seen.settings, name))):
+    """A locked clock has to stand still. One that follows the load may dither, but its level must hold to the end.
+
+    Of processors that follow the load the fastest counts: work may wander from one cluster to another.
+    """
+    clocks = {n: _values(series) for n, series in _of(seen, "clock", phase) if _serves_the_run(seen, n)}
+    locked = {name for name in clocks if clock_is_locked(seen.settings, name)}
+    following = [clocks.pop(name) for name in sorted(clocks) if name.startswith("clock.cpu") and name not in locked]
+    if following:
+        clocks["clock.the fastest processor"] = [max(values) for values in zip(*following, strict=False)]
+    for name, values in clocks.items():
+        if moved := _moved(values, name in locked):
             low, high = moved
             yield f"{phase.name}: the clock of {_short(name)} moved between {low:.0f} and {high:.0f} MHz."
 

@@ -277,7 +277,7 @@ def _soon(ask: Callable[[], dict[str, float]]) -> dict[str, float]:
 
 @pytest.fixture(autouse=True)
 def _no_program_outlives_its_test(monkeypatch: pytest.MonkeyPatch) -> object:
-    """The sampling process leaves its programs to the closed pipe; here they are ended."""
+    """The sampling process ends them when it exits; here they are ended before."""
     started: list[subprocess.Popen[bytes]] = []
     opened = Lines.__init__
 

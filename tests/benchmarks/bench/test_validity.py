@@ -62,10 +62,11 @@ def test_a_clock_that_stands_still_has_not_moved(mhz: float, locked: bool) -> No
 def test_a_clock_whose_level_falls_has_moved(mhz: float, to: float, at_s: float, locked: bool) -> None:
     """For at least a quarter of the run, by more than 1 % beyond the limit; with it the limits, which nobody locked."""
     falls = seen({"clock.cpu0": lambda t_s: mhz if t_s < at_s else mhz * to}, LOCKED if locked else {})
+    cpu = "cpu0" if locked else "the fastest processor"
     within = abs(1 - to) > 2 * CLOCK_SHARE  # a fall in the middle of a third is seen as half of it
     reasons = reasons_against(falls, [RUN])
     assert len(reasons) == 1 or not (locked or within)
-    assert all(reason.startswith("sequential: the clock of cpu0 moved between ") for reason in reasons)
+    assert all(reason.startswith(f"sequential: the clock of {cpu} moved between ") for reason in reasons)
 
 
 def test_a_locked_clock_must_not_dip_once_but_an_unlocked_one_may() -> None:
@@ -82,6 +83,17 @@ def test_a_clock_that_follows_the_load_is_at_the_same_level_throughout(seed: int
     """Up and down between two rates, as a paced run has it, by chance."""
     rates = np.random.default_rng(seed).choice([729.6, 1510.4], 301).tolist()
     assert reasons_against(seen({"clock.cpu0": rates}), [RUN]) == ()
+
+
+def test_work_may_wander_between_clusters_that_follow_the_load() -> None:
+    """Only if they are locked, each has to stand still."""
+    wanders: dict[str, Values] = {
+        "clock.cpu0": lambda t_s: 1510.4 if t_s < 15 else 729.6,
+        "clock.cpu4": lambda t_s: 729.6 if t_s < 15 else 1510.4,
+    }
+    assert reasons_against(seen(wanders), [RUN]) == ()
+    limits = {**LOCKED, "cpu4.lowest": "1", "cpu4.highest": "1"}
+    assert len(reasons_against(seen(wanders, limits), [RUN])) == 2
 
 
 def test_each_phase_is_judged_for_itself() -> None:
