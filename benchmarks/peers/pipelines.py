@@ -115,9 +115,7 @@ def pipelines(demo: Demo, name: str, threads: int) -> Iterator[Contest[Found]]:
     banks = {int(i): bank_from_bytes(demo.bundle.read(member), member) for i, member in path.banks.items()}
     cv2.setNumThreads(threads)
     with ExitStack() as stack:
-        torch_finish = _finish(path, banks, _torch_match(sources, banks) if banks else None)
-        detect, network = eager(sources["detector"]), eager(sources[path.graph])
-        trained = _over(demo, _pipeline(demo, path, detect, network, torch_finish))
+        trained = _over(demo, _in_torch(demo, path, banks, {graph: eager(sources[graph]) for graph in _graphs(path)}))
         rows = [
             stack.enter_context(_estimator(demo, name, "posekit", "fp32", same)),
             stack.enter_context(_estimator(demo, name, "posekit int8", "int8", INT8)),
@@ -125,7 +123,7 @@ def pipelines(demo: Demo, name: str, threads: int) -> Iterator[Contest[Found]]:
         ]
         absent = {}
         try:
-            rows.append(_compiled(demo, path, sources, torch_finish))
+            rows.append(_compiled(demo, path, banks, sources))
         except (RuntimeError, OSError, ImportError) as error:  # Inductor's own are RuntimeErrors
             absent["PyTorch compiled"] = f"{type(error).__name__}: {str(error).strip().splitlines()[0][:200]}"
         plain = [plain_onnxruntime(sources[graph], threads) for graph in ("detector", path.graph)]
@@ -204,16 +202,28 @@ def _estimator(
         yield Contender(name, run, "; ".join(dict.fromkeys(estimator.backends)), limits, ours=True)
 
 
-def _compiled(demo: Demo, path: PathEntry, sources: Mapping[str, GraphSource], finish: Finish) -> Contender[Found]:
+def _graphs(path: PathEntry) -> tuple[str, ...]:
+    return ("detector", path.graph, *([path.matcher] if path.matcher else []))
+
+
+def _in_torch(demo: Demo, path: PathEntry, banks: Mapping[int, TemplateBank], nets: Mapping[str, Net]) -> Pipeline:
+    """nets: by graph; the matcher is the trained system's own."""
+    match = _torch_match(nets[path.matcher], banks) if path.matcher else None
+    return _pipeline(demo, path, nets["detector"], nets[path.graph], _finish(path, banks, match))
+
+
+def _compiled(
+    demo: Demo, path: PathEntry, banks: Mapping[int, TemplateBank], sources: Mapping[str, GraphSource]
+) -> Contender[Found]:
     """Compiled on what these frames feed it, all crop counts before anything is timed."""
     torch._dynamo.reset()
-    fed: dict[str, list[Arrays]] = {"detector": [], path.graph: []}
-    nets = {graph: _recorded(eager(sources[graph]), feeds) for graph, feeds in fed.items()}
-    _over(demo, _pipeline(demo, path, nets["detector"], nets[path.graph], finish))()
+    fed: dict[str, list[Arrays]] = {graph: [] for graph in _graphs(path)}
+    recorded = {graph: _recorded(eager(sources[graph]), feeds) for graph, feeds in fed.items()}
+    _over(demo, _in_torch(demo, path, banks, recorded))()
     made = {graph: compiled(sources[graph], feeds) for graph, feeds in fed.items()}
     seconds = sum(took for _, took in made.values())
     options = ", ".join(f"{key} {value}" for key, value in COMPILE_OPTIONS.items())
-    run = _over(demo, _pipeline(demo, path, made["detector"][0], made[path.graph][0], finish))
+    run = _over(demo, _in_torch(demo, path, banks, {graph: net for graph, (net, _) in made.items()}))
     return Contender(
         "PyTorch compiled", run, f"torch.compile {torch.__version__}, {options}, {seconds:.0f} s to compile"
     )
@@ -233,15 +243,15 @@ def _finish(path: PathEntry, banks: Mapping[int, TemplateBank], match: Match | N
     return regressed if path.solver is None else solved(path.solver)
 
 
-def _torch_match(sources: Mapping[str, GraphSource], banks: Mapping[int, TemplateBank]) -> Match:
-    """The trained system's own matcher, on tensors that are bound once."""
-    matcher = next(source for source in sources.values() if source.role == "matcher").module.eval()
-    bound = {i: [torch.from_numpy(np.array(a, np.float32)) for a in (b.templates, b.weights)] for i, b in banks.items()}
+def _torch_match(matcher: Net, banks: Mapping[int, TemplateBank]) -> Match:
+    """On templates that are in float32 once and for all."""
+    bound = {
+        i: {"templates": np.array(b.templates, np.float32), "weights": np.array(b.weights)} for i, b in banks.items()
+    }
 
     def match(descriptors: Array32, object_id: int) -> tuple[int, float]:
-        with torch.no_grad():
-            index, score = matcher(torch.from_numpy(descriptors[None]), *bound[object_id])
-        return int(index[0, 0]), float(score[0, 0])
+        out = matcher({"descriptors": descriptors[None], **bound[object_id]})
+        return int(out["index"][0, 0]), float(out["score"][0, 0])
 
     return match
 

@@ -145,7 +145,11 @@ def retrieval(size: Size, threads: int) -> Iterator[Contest[Found]]:
     views = made_views(size)
     absent: dict[str, str] = {}
     with ExitStack() as stack:
-        rows: list[Contender[Found]] = [stack.enter_context(posekit_matcher(views, threads)), *_torch(views), *_numpy(views)]
+        rows: list[Contender[Found]] = [
+            stack.enter_context(posekit_matcher(views, threads)),
+            *_torch(views),
+            *_numpy(views),
+        ]
         try:
             rows += _faiss(views, threads)
         except ImportError as error:

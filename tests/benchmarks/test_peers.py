@@ -198,10 +198,10 @@ def test_the_numpy_matcher_says_what_the_networks_own_says() -> None:
     templates = rng.standard_normal((4, 8, 6)).astype(np.float32)
     templates /= np.linalg.norm(templates, axis=1, keepdims=True)
     banks = {1: replace(bank, templates=templates, weights=rng.random((4, 6)).astype(np.float32))}
-    sources = bank_graphs(torch.nn.Identity(), 32, 4, 8, ())
+    matcher = nets.eager(bank_graphs(torch.nn.Identity(), 32, 4, 8, ())["matcher"])
     for view in range(6):
         shown = np.ascontiguousarray(templates[:, :, view])
-        ours, theirs = pipelines._numpy_match(banks)(shown, 1), pipelines._torch_match(sources, banks)(shown, 1)
+        ours, theirs = pipelines._numpy_match(banks)(shown, 1), pipelines._torch_match(matcher, banks)(shown, 1)
         assert ours[0] == theirs[0]
         assert ours[1] == pytest.approx(theirs[1], abs=1e-5)
 
