@@ -49,7 +49,7 @@ def precision_points(path: Path) -> Sequence[ParetoPoint]:
                 f"bundle {path}",
                 got="no precision report in it",
                 expected=PRECISION_REPORT,
-                remedy="Export it with precisions = ['fp16', 'int8'], or leave --bundle out.",
+                remedy='Export it with variants = ["fp16", "int8"] in [precision], or leave --bundle out.',
             )
         content = bytes(bundle.read(PRECISION_REPORT))
     try:
