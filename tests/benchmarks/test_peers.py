@@ -24,7 +24,7 @@ from posekit.benchmarks.peers.pnp import PEERS, Problem, made_problems, opencv, 
 from posekit.benchmarks.peers.pnp import deviations as pose_deviations
 from posekit.benchmarks.peers.result import ContestResult, Measured, PeersResult, Row, ratio
 from posekit.benchmarks.peers.retrieval import Size, exact, made_views, retrieval
-from posekit.benchmarks.peers.table import markdown, times
+from posekit.benchmarks.peers.table import markdown
 from posekit.benchmarks.pose_error import ScoredObject
 from posekit.benchmarks.studies.machine import Machine
 from posekit.benchmarks.studies.precision_result import Run, read, write
@@ -496,4 +496,4 @@ def test_the_committed_tables_are_what_the_script_makes_of_the_result(result: Pa
     found = read(result, PeersResult)
     assert not any(measured.busy for measured in found.contests)
     assert result.with_suffix(".md").read_text() == markdown(found)
-    assert times(found.contests) in (ROOT / "README.md").read_text()
+    assert f"(benchmarks/results/{result.stem}.md)" in (ROOT / "README.md").read_text()
