@@ -268,8 +268,13 @@ def bench(
     path: Annotated[str | None, typer.Option(help="Pose path. Default: the bundle's own.")] = None,
     backend: Annotated[str, typer.Option(help="auto, or a backend by name.")] = "auto",
     precision: Annotated[PrecisionName | None, typer.Option(help="Default: what the backend prefers.")] = None,
-    frames: Annotated[int, typer.Option(min=1, help="Per mode.")] = 200,
-    repeat: Annotated[bool, typer.Option("--repeat", help="Frames may repeat; the result says so.")] = False,
+    frames: Annotated[
+        int | None,
+        typer.Option(min=1, help="Per mode, each another. Default: 200, and where there are fewer they repeat."),
+    ] = None,
+    repeat: Annotated[
+        bool, typer.Option("--repeat", help="Frames may repeat although --frames asks for so many; the result says so.")
+    ] = False,
     paced: Annotated[float | None, typer.Option(metavar="HZ", help="Also as a camera of this rate would.")] = None,
     objects: Annotated[
         str | None, typer.Option(metavar="N,N", help="Also with so many boxes per frame: 1,2,4,8,16.")
@@ -292,11 +297,12 @@ def bench(
 
     from posekit import bench_view, render
     from posekit.bench import BenchRequest, objects_from, run_bench
-    from posekit.benchmarks.bench.plan import Plan
+    from posekit.benchmarks.bench.plan import DEFAULT_FRAMES, Plan
 
     soak_s = None if minutes is None else minutes * 60
     counts = objects_from(objects) if objects else ()
-    plan = Plan(frames, repeat, paced, counts, pipelined, mlperf, soak_s)
+    repeats = repeat or frames is None or mlperf or soak_s is not None
+    plan = Plan(frames or DEFAULT_FRAMES, repeats, paced, counts, pipelined, mlperf, soak_s)
     command = shlex.join(["posekit", *sys.argv[1:]])
     request = BenchRequest(bundle, source, plan, camera, boxes, path, backend, precision, output, command)
     # No bar while measuring: what draws it would take the processor from what is measured.

@@ -139,6 +139,12 @@ def test_too_few_frames_are_refused_and_leave_no_folder(asked: list[object], tmp
     assert not (tmp_path / "evidence").exists()
 
 
+def test_who_does_not_ask_for_a_number_gets_repeats_and_is_told(asked: list[object]) -> None:
+    at = asked.index("--frames")
+    shown = posekit(*asked[:at], *asked[at + 2 :])
+    assert "Frames repeat, as allowed: 4 of them" in shown.stdout
+
+
 def test_a_bad_clock_is_a_matter_of_the_environment(asked: list[object], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(bench, "checked_clock", lambda: checked_clock(lambda: 7))
     assert "clock perf_counter: got the same reading" in refused(*asked, code=3)
