@@ -1,7 +1,7 @@
 """Does `posekit compare` catch a planted slowdown of 5 %, and leave equal runs alone, at the noise of this machine?
 
     python -m posekit.benchmarks.studies.slowdown X.posekit FRAMES     # measures and simulates, into benchmarks/results/
-    python -m posekit.benchmarks.studies.slowdown --table RESULT.json  # the Markdown of it
+    python -m posekit.benchmarks.studies.slowdown --again RESULT.json  # simulates anew from the runs of a result
 
 Runs are fresh processes, each from frames in memory to poses. Those beside which others used more of the processors than
 `posekit bench` allows would be INVALID and never be compared: they are kept apart. Every comparison draws its runs with
@@ -18,6 +18,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 from datetime import datetime, timezone
 from functools import partial
 from itertools import islice
@@ -123,11 +124,11 @@ def main(arguments: Sequence[str]) -> int:
     parser.add_argument("--passes", type=int, default=250)
     parser.add_argument("--patience", type=float, default=0.0, metavar="S", help="to wait for a quiet machine, in all")
     parser.add_argument("--out", type=Path, help="default: benchmarks/results/slowdown-PROCESSOR.json")
-    parser.add_argument("--table", type=Path)
+    parser.add_argument("--again", type=Path, metavar="RESULT.json")
     asked = parser.parse_args(arguments)
-    if asked.table:
-        print(markdown(record_from(Result, json.loads(asked.table.read_bytes()))), end="")
-        return 0
+    if asked.again:
+        kept = record_from(Result, json.loads(asked.again.read_bytes()))
+        return _written(replace(kept, **simulations(kept.fresh_runs)), asked.again)
     if asked.frames is None:
         parser.error("X.posekit and FRAMES")
     names = f"{asked.bundle.name} {Path(asked.frames).name}"
@@ -142,6 +143,10 @@ def main(arguments: Sequence[str]) -> int:
     except (PosekitError, subprocess.CalledProcessError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
+    return _written(result, out)
+
+
+def _written(result: Result, out: Path) -> int:
     write_whole(out, (json.dumps(plain_from(result), sort_keys=True) + "\n").encode())
     write_whole(out.with_suffix(".md"), markdown(result).encode())
     print(markdown(result), end="")
