@@ -136,6 +136,7 @@ def simulations(fresh: Sequence[FreshRun]) -> dict[str, Any]:
             for name, (pool, asked) in enough.items()
             for gate in asked
             for per_side in RUNS_PER_SIDE
+            if per_side > 1 or len(_totals(pool[0])) > 1  # a run of one pass has no spread
         ),
     }
 
