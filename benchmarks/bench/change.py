@@ -23,7 +23,7 @@ METHODS: dict[Method, str] = {
     "runs": "bootstrap over runs",
     "passes": "bootstrap over blocks of passes, widened, as a single run each does not tell how much runs differ",
     "poses": "bootstrap over true objects, in pairs where both sides have a pose",
-    "none": "no interval",
+    "none": "no interval: a single value a side does not tell how much it varies",
 }
 
 

@@ -81,7 +81,9 @@ def compare(
 
 
 def judged(gate: Gate, change: Change) -> GateResult:
-    """Held, missed or undecided, as at the head of this file."""
+    """Held, missed or undecided, as at the head of this file. A change between two single values decides nothing."""
+    if change.method == "none" and gate.kind != "value":
+        return GateResult(gate.text, gate.limit, "undecided", change)
     worse = -1 if gate.figure.more_is_better else 1
     low, high = sorted((worse * change.low, worse * change.high))
     limit = worse * gate.limit

@@ -81,6 +81,7 @@ def test_a_slowdown_of_the_limit_rarely_passes_and_noise_is_rarely_a_regression(
         (0.9, 0.005, "throughput>-5%", "held"),
         (1.2, 0.005, "throughput>10Hz", "held"),
         (1.0, 0.005, "cold_start.total<+5%", "held"),
+        (1.0, 0.005, "cold_start.total<60000ms", "held"),
     ],
 )
 def test_verdicts(slower: float, between: float, gate: str, expected: str) -> None:
@@ -99,6 +100,13 @@ def test_single_runs_are_compared_by_their_passes_and_it_is_said() -> None:
     assert gate.verdict == "missed"
     assert gate.measured.method == "passes"
     assert compare(several(2), several(1), [FIVE]).gates[0].measured.method == "runs"
+
+
+def test_two_single_values_decide_no_change() -> None:
+    base, new = several(1), several(1, seed=3)
+    gate = compare(base, new, [gate_from("cold_start.total<+50%")]).gates[0]
+    assert (gate.measured.method, gate.verdict) == ("none", "undecided")
+    assert verdict(base, new, "cold_start.total<60000ms") == "held"
 
 
 def test_the_figure_of_a_single_run_is_the_one_in_its_result() -> None:
