@@ -33,11 +33,12 @@ _watcher: ContextVar[Progress | None] = ContextVar("watcher of engine builds", d
 @contextmanager
 def builds_watched(progress: Progress) -> Iterator[None]:
     """Builds inside the block report to `progress`, however deep below a session they happen."""
-    token = _watcher.set(progress)
+    before = _watcher.get()
+    _watcher.set(progress)
     try:
         yield
     finally:
-        _watcher.reset(token)
+        _watcher.set(before)
 
 
 def watcher() -> Progress:

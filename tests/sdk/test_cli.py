@@ -509,6 +509,7 @@ def test_a_dry_run_shows_the_plan_and_makes_nothing(tmp_path: Path, monkeypatch:
     (tmp_path / "recipe.toml").write_text(TOY_RECIPE)
     (tmp_path / "toy_patches.py").write_text(TOY_NETWORK)
     monkeypatch.setenv("POSEKIT_CACHE", str(tmp_path / "cache"))
+    monkeypatch.delitem(sys.modules, "toy_patches", raising=False)  # another test's, of another folder
     shown = posekit("export", tmp_path / "recipe.toml", "-o", tmp_path / "x.posekit", "--dry-run")
     assert shown.exit_code == 0, shown.output
     assert "object cube" in shown.stdout
