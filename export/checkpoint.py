@@ -16,8 +16,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from posekit.export.fingerprint import file_sha256
 from posekit.runtime.errors import CheckpointError, RecipeError
+from posekit.runtime.file_hash import file_sha256
 
 StateDict = dict[str, Tensor]
 

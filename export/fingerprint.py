@@ -19,7 +19,6 @@ import numpy as np
 from posekit.runtime import machine
 
 ROOMS = tuple(import_module(f"posekit.{room}") for room in ("runtime", "calibration", "benchmarks", "export"))
-CHUNK_BYTES = 1 << 20
 
 
 def fingerprint(*values: object) -> str:
@@ -30,15 +29,6 @@ def fingerprint(*values: object) -> str:
     digest = hashlib.sha256()
     for value in values:
         _feed(digest, value)
-    return digest.hexdigest()
-
-
-def file_sha256(path: Path) -> str:
-    """Hex digest of a file's bytes. Raises OSError."""
-    digest = hashlib.sha256()
-    with open(path, "rb") as file:
-        while chunk := file.read(CHUNK_BYTES):
-            digest.update(chunk)
     return digest.hexdigest()
 
 

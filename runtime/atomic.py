@@ -1,4 +1,4 @@
-"""Files that appear whole or not at all."""
+"""Files that appear whole or not at all, and the folders that they go to."""
 
 from __future__ import annotations
 
@@ -40,6 +40,16 @@ def write_whole(path: Path, content: bytes | memoryview) -> None:
     """Write one file through `replacing`."""
     with replacing(path) as file:
         file.write(content)
+
+
+def make_folder(folder: Path, what: str) -> None:
+    """With its parents; one that is there is fine. what: of the OutputError where it cannot be made."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise OutputError(
+            f"{what} {folder}", got=error, expected="a folder that can be made", remedy="Name another one."
+        ) from error
 
 
 def _remove(part: Path) -> None:

@@ -14,7 +14,7 @@ import numpy as np
 
 from posekit.benchmarks.accuracy import Accuracy, TruthScore, accuracy_from, image_scores
 from posekit.benchmarks.pose_error import scored_object
-from posekit.runtime.atomic import write_whole
+from posekit.runtime.atomic import make_folder, write_whole
 from posekit.runtime.boxes import Boxes, boxes_from
 from posekit.runtime.bundle import Bundle
 from posekit.runtime.detection import Detection, PoseEstimate
@@ -263,12 +263,7 @@ def _check_apart(folder: Path, source: Path) -> None:
 def _overlay_sink(bundle: Bundle, folder: Path) -> Sink:
     outlines = {entry.id: outline_from(object_model(bundle, entry)) for entry in bundle.manifest.objects}
     names = {entry.id: entry.name for entry in bundle.manifest.objects}
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise OutputError(
-            f"overlays {folder}", got=error, expected="a folder that can be made", remedy="Name another one."
-        ) from error
+    make_folder(folder, "overlays")
 
     def draw(result: FrameResult) -> None:
         import cv2

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Iterator
 from dataclasses import dataclass
 from importlib import metadata
@@ -18,10 +17,10 @@ from posekit.benchmarks.bench.statistics import summary_from
 from posekit.benchmarks.bench.truth_errors import truth_errors_from
 from posekit.benchmarks.bench.warm_up import STABLE_COV
 from posekit.runtime.bundle import MANIFEST
+from posekit.runtime.file_hash import file_sha256
 from posekit.runtime.machine import machine_from_root
 from posekit.runtime.profiler import STAGES
 
-CHUNK_BYTES = 1 << 20
 HOST_STAGES = (CAPTURE, WAIT, *STAGES)
 LAST = len(HOST_STAGES)
 PACKAGES = (
@@ -31,7 +30,7 @@ PACKAGES = (
 
 
 @dataclass(frozen=True, eq=False)
-class Evidence:
+class Recorded:
     """What `write_evidence` writes."""
 
     result: BenchResult
@@ -39,7 +38,7 @@ class Evidence:
     readings: Readings
 
 
-def evidence_from(measured: Measured, subject: Subject, plan: Plan, posekit: str, command: str) -> Evidence:
+def evidence_from(measured: Measured, subject: Subject, plan: Plan, posekit: str, command: str) -> Recorded:
     """posekit: its version.  command: exactly as given. BundleError if the bundle is not readable any more."""
     done = [one for one in measured.done if len(one.kept)]
     stages = {one.mode.name: _stages(one, measured.frames) for one in done}
@@ -71,16 +70,12 @@ def evidence_from(measured: Measured, subject: Subject, plan: Plan, posekit: str
         truth_errors=truth_errors_from(scores) if scores else None,
     )
     samples = {mode: {name: ns for name, (_, ns) in found.items()} for mode, found in stages.items()}
-    return Evidence(result, samples, measured.watch.readings)
+    return Recorded(result, samples, measured.watch.readings)
 
 
 def bundle_sha256(path: Path) -> str:
     """Of the file; of a folder, of its manifest, which has the hash of everything else."""
-    digest = hashlib.sha256()
-    with open(path / MANIFEST if path.is_dir() else path, "rb") as file:
-        while chunk := file.read(CHUNK_BYTES):
-            digest.update(chunk)
-    return digest.hexdigest()
+    return file_sha256(path / MANIFEST if path.is_dir() else path)
 
 
 def _stages(one: Done, frames: HeldFrames) -> dict[str, tuple[Clock, tuple[int, ...]]]:

@@ -10,8 +10,7 @@ from pathlib import Path
 from posekit.export.mesh import write_ply
 from posekit.export.reference.objects import reference_objects
 from posekit.export.reference.scenes import random_scenes, write_bop
-from posekit.runtime.atomic import write_whole
-from posekit.runtime.errors import OutputError
+from posekit.runtime.atomic import make_folder, write_whole
 
 RECIPE = "reference.toml"
 SCENE_SEED, SCENES = 424242, 3  # held out: trainings draw no whole scenes, and no seed near these
@@ -43,12 +42,7 @@ def write_demo(
 
     variants: the recipe asks for fp16 and int8 too, and the scenes that these are calibrated and verified on are there.
     """
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise OutputError(
-            f"demo folder {folder}", got=error, expected="a folder that can be made", remedy="Name another one."
-        ) from error
+    make_folder(folder, "demo folder")
     for source in files("posekit.export.reference").iterdir():
         if source.name.endswith((".safetensors", ".toml")):
             write_whole(folder / source.name, source.read_bytes())

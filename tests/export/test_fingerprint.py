@@ -12,7 +12,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from posekit.export.fingerprint import code, file_sha256, fingerprint, user_code
+from posekit.export.fingerprint import code, fingerprint, user_code
+from posekit.runtime.file_hash import file_sha256
 
 plain = st.recursive(
     st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False) | st.text() | st.binary(),

@@ -18,7 +18,7 @@ from posekit.benchmarks.bench.clock import checked_clock
 from posekit.benchmarks.bench.cold_start import Opening
 from posekit.benchmarks.bench.modes import Extent
 from posekit.benchmarks.bench.plan import Plan
-from posekit.benchmarks.bench.record import Evidence, bundle_sha256, evidence_from
+from posekit.benchmarks.bench.record import Recorded, bundle_sha256, evidence_from
 from posekit.benchmarks.bench.result import TOTAL, WarmUp, read_readings, read_result, read_samples, write_evidence
 from posekit.benchmarks.bench.warm_up import warm_up
 from posekit.runtime.backends.ort import OrtSession
@@ -29,7 +29,7 @@ from posekit.runtime.sources import Frame, frames_from
 FRAMES = 6
 NO_WARM_UP = WarmUp(0, 0.0, True, 0.0)
 BOX = np.array([40.0, 40, 80, 80])
-Measure = Callable[..., Evidence]
+Measure = Callable[..., Recorded]
 
 
 @pytest.fixture(autouse=True)
@@ -42,7 +42,7 @@ def measured(tmp_path: Path) -> Measure:
     """Measures a toy bundle on six frames of a recording; keyword arguments as Plan, boxes and path apart."""
     bundle, root = write_toy_bundle(tmp_path / "toy.posekit"), write_recording(tmp_path / "recording", FRAMES)
 
-    def run(boxes: Any = None, path: str = "regressor", said: list[str] | None = None, **options: Any) -> Evidence:
+    def run(boxes: Any = None, path: str = "regressor", said: list[str] | None = None, **options: Any) -> Recorded:
         opening = Opening(bundle, path, "onnxruntime")
         subject = Subject(opening, str(root), lambda: frames_from(root), boxes, "a test" if boxes else "")
         wanted = Plan(**{"frames": FRAMES} | options)
