@@ -18,10 +18,10 @@ import warnings
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol, TypeVar
+from typing import Any, Protocol, TypeVar, cast
 
-from posekit.export.fingerprint import file_sha256
 from posekit.runtime.engines.cache import default_folder
+from posekit.runtime.file_hash import file_sha256
 from posekit.runtime.records import RecordProblem, plain_from, record_from
 
 FORMAT = 1
@@ -30,6 +30,7 @@ RECORD, FILE = "record.json", "file"
 OWN_FOLDER = re.compile(r"\.?[0-9a-f]{64}(\.[0-9a-f]+\.part)?")  # nothing else is ever removed
 ABANDONED_S = 24 * 3600.0
 R = TypeVar("R")
+T = TypeVar("T")
 Step = tuple[str, dict[str, str]]  # its name, and all that it depends on
 
 
@@ -44,6 +45,8 @@ class Keeping(Protocol):
         self, kind: type[R], step: str, inputs: Mapping[str, str], make: Callable[[], R], out: Path | None = None
     ) -> R: ...
 
+    def held(self, key: str, make: Callable[[], T]) -> T: ...
+
 
 class Anew:
     """Remembers nothing: every step is made."""
@@ -51,6 +54,9 @@ class Anew:
     def result(
         self, kind: type[R], step: str, inputs: Mapping[str, str], make: Callable[[], R], out: Path | None = None
     ) -> R:
+        return make()
+
+    def held(self, key: str, make: Callable[[], T]) -> T:
         return make()
 
 
@@ -91,6 +97,7 @@ class Steps:
         self.found: list[str] = []
         self.made: list[str] = []
         self._told: set[str] = set()
+        self._held: dict[str, Any] = {}
 
     def result(
         self, kind: type[R], step: str, inputs: Mapping[str, str], make: Callable[[], R], out: Path | None = None
@@ -119,6 +126,12 @@ class Steps:
         except OSError as error:
             self._tell(f"steps are not kept in {self.folder}: {error}. An interrupted export begins anew.")
         return result
+
+    def held(self, key: str, make: Callable[[], T]) -> T:
+        """What `make` returns, made once in this process: for what no file is to hold. key: of all that it depends on."""
+        if key not in self._held:
+            self._held[key] = make()
+        return cast(T, self._held[key])
 
     def kept(self, step: str, inputs: Mapping[str, str]) -> KeptStep | None:
         """What is kept of a step, without reading its file."""

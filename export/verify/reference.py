@@ -139,7 +139,11 @@ class Reference(ABC, Generic[Seen]):
     def _in_fp32(self, what: str, noise: GreyNoise | None) -> Seen:
         stage = f"fp32 of {self.name}{what}"
         opener = self.opener(REFERENCE_BACKEND, REFERENCE_PRECISION)
-        return self.observe(opener, noise, lambda done, total: self.progress(stage, done, total))
+
+        def observed() -> Seen:
+            return self.observe(opener, noise, lambda done, total: self.progress(stage, done, total))
+
+        return self.steps.held(f"{stage} {self.key}", observed)  # variants are made and verified against the same
 
 
 @dataclass(frozen=True, eq=False)
