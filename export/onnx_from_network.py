@@ -104,7 +104,7 @@ def _traced(source: GraphSource, opset: int) -> ModelProto:
     feed = example_feed(source.inputs, EXAMPLE_SIZES)
     axes = tuple({i: n for i, n in enumerate(spec.shape) if isinstance(n, str)} for spec in source.inputs)
     try:
-        with _silence():
+        with silence():
             program = torch.onnx.export(
                 _Positional(source.module).eval(),
                 tuple(torch.from_numpy(feed[spec.name]) for spec in source.inputs),
@@ -145,8 +145,8 @@ def _check_names(source: GraphSource) -> None:
 
 
 @contextmanager
-def _silence() -> Iterator[None]:
-    """The exporter warns and logs about things that the checks here decide."""
+def silence() -> Iterator[None]:
+    """Without what torch and its exporter warn and log about: checks of what came out decide."""
     before = logging.root.manager.disable
     logging.disable(logging.ERROR)
     try:

@@ -24,16 +24,16 @@ from typing import Any
 from posekit.benchmarks.peers.contest import Contest, UnequalWorkError, held
 from posekit.benchmarks.peers.result import Measured, PeersResult
 from posekit.benchmarks.peers.table import markdown
+from posekit.benchmarks.studies.command import Advance, run_study
 from posekit.benchmarks.studies.machine import PACKAGES, RESULTS, commit_of, load_average, this_machine
 from posekit.benchmarks.studies.precision_result import BUSY_LOAD, Run, read, write
 from posekit.benchmarks.studies.round_robin import PAUSE_S
-from posekit.runtime.errors import InputError, PosekitError
+from posekit.runtime.errors import InputError
 
 ROOT = Path(__file__).resolve().parents[2]
 MIN_ROUNDS = 30
 PEER_PACKAGES = (*PACKAGES, "faiss-cpu", "poselib", "opencv-python-headless")
 Open = Callable[[], AbstractContextManager[Contest[Any]]]
-Advance = Callable[[str, int, int], None]
 
 
 @dataclass(frozen=True)
@@ -124,36 +124,19 @@ def requested(arguments: Sequence[str] | None = None) -> Request | Path:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """0 when everything is measured, 1 when contenders disagreed, 2 for invalid input, 130 when stopped."""
-    from rich.console import Console
-    from rich.progress import Progress
 
-    errors = Console(stderr=True)
-    try:
-        wanted = requested(arguments)
-        if isinstance(wanted, Path):
-            print(markdown(read(wanted, PeersResult)), end="")
-            return 0
+    def hold(wanted: Request, advance: Advance) -> list[UnequalWorkError]:
         threads = this_machine().cores
         _limit_threads(threads)
-        with Progress(console=errors) as bars:
-            tasks = {}
+        return measure(wanted, known_contests(wanted.demo, threads), threads, advance)[1]
 
-            def advance(stage: str, done: int, total: int) -> None:
-                if stage not in tasks:
-                    tasks[stage] = bars.add_task(stage)
-                bars.update(tasks[stage], completed=done, total=total)
-
-            _, failures = measure(wanted, known_contests(wanted.demo, threads), threads, advance)
-    except PosekitError as error:
-        errors.print(f"{type(error).__name__}: {error}", style="red", markup=False)
-        return 2
-    except KeyboardInterrupt:
-        errors.print("Stopped. Contests that were held are in the result; the same command goes on.")
-        return 130
-    for failure in failures:
-        errors.print(str(failure), style="red", markup=False)
-    print(f"{wanted.out}\nnext: python benchmarks/peers/measure.py --table {shlex.quote(str(wanted.out))}")
-    return 1 if failures else 0
+    return run_study(
+        "benchmarks/peers/measure.py",
+        "Contests",
+        lambda: requested(arguments),
+        lambda result: markdown(read(result, PeersResult)),
+        hold,
+    )
 
 
 def _limit_threads(threads: int) -> None:

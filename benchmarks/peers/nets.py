@@ -3,12 +3,8 @@
 from __future__ import annotations
 
 import copy
-import logging
 import tempfile
 import time
-import warnings
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +15,7 @@ import torch
 from posekit.benchmarks.peers.glue import Arrays, Net
 from posekit.export.example_feed import example_feed
 from posekit.export.networks.entrance import Entrance
-from posekit.export.onnx_from_network import EXAMPLE_SIZES
+from posekit.export.onnx_from_network import EXAMPLE_SIZES, silence
 from posekit.export.systems import GraphSource
 
 COMPILE_OPTIONS = {"freezing": True}  # weights become constants: what Inductor offers for inference on a CPU
@@ -35,7 +31,7 @@ def compiled(source: GraphSource, feeds: list[Arrays]) -> tuple[Net, float]:
     dynamic = any(isinstance(size, str) for spec in source.inputs for size in spec.shape)
     net = _called(source, torch.compile(source.module.eval(), dynamic=dynamic, options=dict(COMPILE_OPTIONS)))
     start = time.perf_counter()
-    with _quiet():
+    with silence():
         for feed in feeds:
             net(feed)
     return net, time.perf_counter() - start
@@ -78,7 +74,7 @@ def plain_onnxruntime(source: GraphSource, threads: int) -> Net:
 def _exported(source: GraphSource, module: torch.nn.Module, feed: Arrays) -> bytes:
     """torch.onnx.export, the batch dynamic where the network's is."""
     batch = {0: "batch"} if isinstance(source.inputs[0].shape[0], str) else {}
-    with tempfile.TemporaryDirectory(prefix="posekit-peers-") as folder, _quiet():
+    with tempfile.TemporaryDirectory(prefix="posekit-peers-") as folder, silence():
         path = Path(folder) / "network.onnx"
         torch.onnx.export(
             module,
@@ -92,19 +88,6 @@ def _exported(source: GraphSource, module: torch.nn.Module, feed: Arrays) -> byt
             dynamic_shapes=tuple(dict(batch) for _ in source.inputs),
         )
         return path.read_bytes()
-
-
-@contextmanager
-def _quiet() -> Iterator[None]:
-    """Without what torch warns and logs about itself."""
-    before = logging.root.manager.disable
-    logging.disable(logging.ERROR)
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            yield
-    finally:
-        logging.disable(before)
 
 
 def normalised(

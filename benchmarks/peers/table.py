@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 
+from posekit.benchmarks.markdown_table import markdown_table
 from posekit.benchmarks.peers.result import ContestResult, Measured, PeersResult, Ratio, Row, ratio
 
 ABSENT = "-"
@@ -15,8 +16,8 @@ def markdown(result: PeersResult) -> str:
         _heading(result),
         times(result.contests),
         "".join(f"- {sentence}\n" for measured in result.contests for sentence in _losses(measured)),
-        _table(("contest", "work of one run", "right answer missed by"), map(_work, result.contests)),
-        _table(("contender", "ran on"), _ran_on(result.contests)),
+        markdown_table(("contest", "work of one run", "right answer missed by"), map(_work, result.contests)),
+        markdown_table(("contender", "ran on"), _ran_on(result.contests)),
     )
     return "\n".join(part for part in parts if part)
 
@@ -24,7 +25,7 @@ def markdown(result: PeersResult) -> str:
 def times(contests: Sequence[Measured]) -> str:
     """One row per contender; a ratio above 1 means that posekit is faster."""
     columns = ("contest", "contender", "ms per", "median", "over posekit", "over posekit int8")
-    return _table(columns, (cells for measured in contests for cells in _rows(measured)))
+    return markdown_table(columns, (cells for measured in contests for cells in _rows(measured)))
 
 
 def _rows(measured: Measured) -> Iterator[Cells]:
@@ -88,12 +89,3 @@ def _heading(result: PeersResult) -> str:
 
 def _busy(result: ContestResult, measured: Measured) -> str:
     return f"{result.contest} begun at load {measured.run.load_before:g}, others took {result.others_cpu:.0%}"
-
-
-def _table(columns: Sequence[str], rows: Iterable[Cells]) -> str:
-    """Nothing without rows. A bar inside a cell would end it."""
-    lines = [[str(cell).replace("|", "\\|").replace("\n", " ") for cell in row] for row in rows]
-    if not lines:
-        return ""
-    head = [list(columns), ["---"] * len(columns)]
-    return "".join(f"| {' | '.join(line)} |\n" for line in head + lines)

@@ -20,6 +20,7 @@ from dataclasses import dataclass, replace
 from datetime import datetime, timezone
 from pathlib import Path
 
+from posekit.benchmarks.studies.command import Advance, run_study
 from posekit.benchmarks.studies.machine import RESULTS, commit_of, load_average, this_machine
 from posekit.benchmarks.studies.precision_result import (
     BUSY_LOAD,
@@ -33,13 +34,12 @@ from posekit.benchmarks.studies.precision_result import (
     write,
 )
 from posekit.benchmarks.studies.precision_table import markdown
-from posekit.runtime.errors import InputError, OutputError, PosekitError
+from posekit.runtime.errors import InputError, PosekitError
 
 ROOT = Path(__file__).resolve().parents[2]
 MEASURE = "posekit.benchmarks.studies.precision_measure"
 SYSTEMS = ("tram3d", "template-pose", "gdr-net", "surfemb-regressor", "reference-gdr", "reference-bank")
 MIN_ROUNDS, MIN_CROPS = 30, 64
-Advance = Callable[[str, int, int], None]
 
 
 @dataclass(frozen=True)
@@ -162,44 +162,13 @@ def requested(arguments: Sequence[str] | None = None) -> Request | Path:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """0 when everything is measured, 1 when a system failed, 2 for invalid input, 130 when stopped."""
-    from rich.console import Console
-    from rich.progress import Progress
-
-    errors = Console(stderr=True)
-    try:
-        wanted = requested(arguments)
-        if isinstance(wanted, Path):
-            print(markdown(read(wanted, Result)), end="")
-            return 0
-        _make_folder(wanted.out.parent)
-        with Progress(console=errors) as bars:
-            tasks = {}
-
-            def advance(stage: str, done: int, total: int) -> None:
-                if stage not in tasks:
-                    tasks[stage] = bars.add_task(stage)
-                bars.update(tasks[stage], completed=done, total=total)
-
-            _, failures = study(wanted, in_fresh_process, advance)
-    except PosekitError as error:
-        errors.print(f"{type(error).__name__}: {error}", style="red", markup=False)
-        return 2
-    except KeyboardInterrupt:
-        errors.print("Stopped. Systems that were done are in the result; the same command goes on.")
-        return 130
-    for failure in failures:
-        errors.print(str(failure), style="red", markup=False)
-    print(f"{wanted.out}\nnext: python benchmarks/studies/precision.py --table {shlex.quote(str(wanted.out))}")
-    return 1 if failures else 0
-
-
-def _make_folder(folder: Path) -> None:
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise OutputError(
-            f"results {folder}", got=error, expected="a folder that can be made", remedy="Name another one with -o."
-        ) from error
+    return run_study(
+        "benchmarks/studies/precision.py",
+        "Systems",
+        lambda: requested(arguments),
+        lambda result: markdown(read(result, Result)),
+        lambda wanted, advance: study(wanted, in_fresh_process, advance)[1],
+    )
 
 
 if __name__ == "__main__":

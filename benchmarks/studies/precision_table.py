@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 
+from posekit.benchmarks.markdown_table import markdown_table
 from posekit.benchmarks.studies.precision_result import (
     CONTENDERS,
     EAGER,
@@ -118,7 +119,7 @@ def _latencies(rows: Graphs) -> str:
             medians = [f"{graph.median_ms(name, crops):.1f}" for name in CONTENDERS]
             ratios = [f"{graph.speed_up(name, crops):.1f} x" for name in (EAGER, ORT)]
             found.append((_marked(system), graph.graph, crops, *medians, *ratios))
-    return _table(columns, found)
+    return markdown_table(columns, found)
 
 
 def _differences(rows: Graphs) -> str:
@@ -128,7 +129,7 @@ def _differences(rows: Graphs) -> str:
     for system, graph in rows:
         for figure, cells in _figures([graph.difference(name) for name in shown]):
             found.append((_marked(system), graph.graph, system.measured.weights, figure, *cells))
-    return _table(columns, found)
+    return markdown_table(columns, found)
 
 
 def _figures(differences: Sequence[Difference]) -> Iterator[tuple[str, list[str]]]:
@@ -157,7 +158,11 @@ def _exports(result: Result) -> str:
         for system in result.systems
         for graph in system.measured.graphs
     ]
-    return _table(columns, found) + "\n" + _table(("system", "graph", "fp32, MB", "fp16, MB", "int8, MB"), sizes)
+    return (
+        markdown_table(columns, found)
+        + "\n"
+        + markdown_table(("system", "graph", "fp32, MB", "fp16, MB", "int8, MB"), sizes)
+    )
 
 
 def _engines(rows: Graphs) -> str:
@@ -178,7 +183,7 @@ def _engines(rows: Graphs) -> str:
                 word,
             )
             found.append((_marked(system), graph.graph, *cells))
-    return _table(columns, found)
+    return markdown_table(columns, found)
 
 
 def _marked(system: SystemResult) -> str:
@@ -187,12 +192,3 @@ def _marked(system: SystemResult) -> str:
 
 def _cell(value: float | None, form: str) -> str:
     return ABSENT if value is None else form.format(value)
-
-
-def _table(columns: Sequence[str], rows: Iterable[Row]) -> str:
-    """Nothing without rows. A bar inside a cell would end it."""
-    lines = [[str(cell).replace("|", "\\|").replace("\n", " ") for cell in row] for row in rows]
-    if not lines:
-        return ""
-    head = [list(columns), ["---"] * len(columns)]
-    return "".join(f"| {' | '.join(line)} |\n" for line in head + lines)

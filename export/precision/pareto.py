@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from posekit.benchmarks.markdown_table import markdown_table
 from posekit.export.precision.judge import Measured
 from posekit.export.precision.variants import GraphVariants
 from posekit.export.verify.box_figures import BoxFigures
@@ -75,8 +76,7 @@ def table_rows(points: Sequence[Point]) -> list[tuple[str, ...]]:
 
 
 def markdown_from_points(points: Sequence[Point]) -> str:
-    rows = [COLUMNS, ("---",) * len(COLUMNS), *table_rows(points)]
-    return "\n".join("| " + " | ".join(row) + " |" for row in rows) + "\n"
+    return markdown_table(COLUMNS, table_rows(points))
 
 
 def plot_png(points: Sequence[Point], title: str) -> bytes:

@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 
+from posekit.benchmarks.markdown_table import markdown_table
 from posekit.export.verify.box_figures import BoxFigures
 from posekit.export.verify.figures import SETTLED_DEG, SETTLED_OF_DIAMETER, Figures, Spread
 from posekit.export.verify.gates import GateResult
 from posekit.export.verify.reference import FLOOR_GREY_LEVELS
 from posekit.export.verify.verify import Verdict, Verification
-from posekit.runtime.atomic import write_whole
-from posekit.runtime.errors import OutputError
+from posekit.runtime.atomic import make_folder, write_whole
 from posekit.runtime.records import plain_from
 
 COLUMNS = (
@@ -36,26 +36,22 @@ def json_from_verification(verification: Verification) -> str:
 
 def markdown_from_verification(verification: Verification) -> str:
     """A table of all variants, a sentence per missed gate, and what was not run."""
-    tables = _markdown(COLUMNS, table_rows(verification)) + _markdown(BOX_COLUMNS, box_rows(verification))
+    tables = [
+        table
+        for table in (
+            markdown_table(COLUMNS, table_rows(verification)),
+            markdown_table(BOX_COLUMNS, box_rows(verification)),
+        )
+        if table
+    ]
     missed = [f"- {sentence}" for sentence in missed_gates(verification)]
     skipped = [f"- not run: {sentence}" for sentence in verification.skipped]
     return "\n".join(["# Verification", "", *tables, *missed, *skipped, "", reading(verification), ""])
 
 
-def _markdown(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
-    """Nothing for no rows."""
-    lines = ["| " + " | ".join(row) + " |" for row in (columns, ["---"] * len(columns), *rows)]
-    return [*lines, ""] if rows else []
-
-
 def write_reports(folder: Path, reports: Mapping[str, bytes]) -> None:
     """Write files into a folder, made if need be, each whole or not at all. Raises OutputError."""
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise OutputError(
-            f"reports {folder}", got=error, expected="a folder that can be made", remedy="Name another one."
-        ) from error
+    make_folder(folder, "reports")
     for name, content in reports.items():
         write_whole(folder / name, content)
 

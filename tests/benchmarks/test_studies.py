@@ -16,6 +16,7 @@ from hypothesis import strategies as st
 from recordings import write_recording
 
 from posekit.benchmarks.studies import precision, precision_steps
+from posekit.benchmarks.studies.command import Advance
 from posekit.benchmarks.studies.machine import RESULTS, Machine, commit_of, this_machine
 from posekit.benchmarks.studies.precision_measure import CROP_COUNTS, Setting, measured, of_variation
 from posekit.benchmarks.studies.precision_result import (
@@ -223,7 +224,7 @@ class Measuring:
         self.asked: list[str] = []
         self.fails = fails or {}
 
-    def __call__(self, system: str, request: precision.Request, advance: precision.Advance) -> Measurement:
+    def __call__(self, system: str, request: precision.Request, advance: Advance) -> Measurement:
         self.asked.append(system)
         if self.fails.get(system) is KeyboardInterrupt:
             raise KeyboardInterrupt
