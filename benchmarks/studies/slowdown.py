@@ -31,12 +31,13 @@ import numpy as np
 from posekit.benchmarks.bench.bootstrap import block_length
 from posekit.benchmarks.bench.validity import OTHERS_SHARE
 from posekit.benchmarks.studies.machine import RESULTS, busy_cpu_s, commit_of, this_machine
+from posekit.benchmarks.studies.precision_result import read
 from posekit.benchmarks.studies.slowdown_power import FreshRun, Result, markdown, simulations
 from posekit.runtime.atomic import write_whole
 from posekit.runtime.bundle import Bundle
 from posekit.runtime.errors import PosekitError
 from posekit.runtime.estimator import PoseEstimator
-from posekit.runtime.records import plain_from, record_from
+from posekit.runtime.records import plain_from
 from posekit.runtime.sources import Frame, frames_from
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -127,12 +128,18 @@ def main(arguments: Sequence[str]) -> int:
     parser.add_argument("--again", type=Path, metavar="RESULT.json")
     asked = parser.parse_args(arguments)
     if asked.again:
-        kept = record_from(Result, json.loads(asked.again.read_bytes()))
+        try:
+            kept = read(asked.again, Result)
+        except PosekitError as error:
+            print(f"error: {error}", file=sys.stderr)
+            return 2
         return _written(replace(kept, **simulations(kept.fresh_runs)), asked.again)
     if asked.frames is None:
         parser.error("X.posekit and FRAMES")
     names = f"{asked.bundle.name} {Path(asked.frames).name}"
-    command = f"python -m {THIS} {names} --runs {asked.runs} --passes {asked.passes}"
+    command = f"python -m {THIS} {names} --runs {asked.runs} --passes {asked.passes}" + (
+        f" --patience {asked.patience:g}" if asked.patience else ""
+    )
     out = asked.out or ROOT / RESULTS / f"slowdown-{this_machine().slug}.json"
 
     def advance(done: int, total: int) -> None:
