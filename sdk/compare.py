@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from posekit.benchmarks.bench.alike import Allowed
+from posekit.benchmarks.bench.alike import Allowed, check_baseline
 from posekit.benchmarks.bench.baseline import Evidence, side_from, write_baseline
 from posekit.benchmarks.bench.compare import Comparison, compare
 from posekit.benchmarks.bench.gate_text import gate_from
@@ -53,7 +53,7 @@ def run_compare(request: CompareRequest) -> Comparison:
 def run_baseline(folders: Sequence[Path], output: Path) -> tuple[Evidence, ...]:
     """Keep all runs of these folders as one small file. Raises InputError for runs that are not alike, OutputError."""
     runs = tuple(run for folder in folders for run in side_from(folder))
-    compare(runs, runs, ())
+    check_baseline(runs)
     write_baseline(output, runs)
     return runs
 

@@ -71,16 +71,27 @@ def checked_alike(base: Sequence[Evidence], new: Sequence[Evidence], allow: Sequ
     Raises InputError where runs are invalid, or differ in machine, bundle or settings, and that is not allowed; within a
     side it never is. The difference is in the message.
     """
-    notes = _checked_valid([*base, *new], allow)
+    notes = _checked_valid([*base, *new], allow, " --allow invalid compares them all the same.")
     for side in (base, new):
-        for run in side[1:]:
-            _check_equal(side[0], run, (), "runs of one side")
+        _check_side(side)
     notes += _check_equal(base[0], new[0], allow, "BASE and NEW")
     software = _differences(_software(base[0].result), _software(new[0].result))
     return (*notes, *(f"differs in {text}" for text in software))
 
 
-def _checked_valid(runs: Sequence[Evidence], allow: Sequence[Allowed]) -> list[str]:
+def check_baseline(runs: Sequence[Evidence]) -> None:
+    """InputError where runs are invalid, or differ in machine, bundle or settings: nothing allows that in a baseline."""
+    _checked_valid(runs, (), "")
+    _check_side(runs)
+
+
+def _check_side(runs: Sequence[Evidence]) -> None:
+    for run in runs[1:]:
+        _check_equal(runs[0], run, (), "runs of one side")
+
+
+def _checked_valid(runs: Sequence[Evidence], allow: Sequence[Allowed], otherwise: str) -> list[str]:
+    """otherwise: what the command offers besides measuring again."""
     invalid = {run.name: "; ".join(run.result.reasons) for run in runs if not run.result.valid}
     texts = [f"{name} is INVALID: {reasons}" for name, reasons in invalid.items()]
     if texts and "invalid" not in allow:
@@ -88,7 +99,7 @@ def _checked_valid(runs: Sequence[Evidence], allow: Sequence[Allowed]) -> list[s
             "comparison",
             got="; ".join(texts),
             expected="runs whose figures may be compared",
-            remedy="Run the benchmark again on a machine that keeps still; --allow invalid compares them all the same.",
+            remedy=f"Run the benchmark again on a machine that keeps still.{otherwise}",
         )
     return texts
 

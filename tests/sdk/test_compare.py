@@ -99,6 +99,16 @@ def test_a_baseline_of_runs_that_differ_is_refused(tmp_path: Path) -> None:
     assert not (tmp_path / "b.json").exists()
 
 
+def test_an_invalid_run_is_in_no_baseline_and_only_compare_offers_a_way_round(base: Path, tmp_path: Path) -> None:
+    runs = [evidence(name="a"), evidence(name="b", valid=False, reasons=("throttled",))]
+    bad = side(tmp_path / "bad", runs)
+    kept = posekit("baseline", bad, "-o", tmp_path / "b.json")
+    assert kept.exit_code == 2
+    assert "b is INVALID: throttled" in kept.output
+    assert "--allow" not in kept.output
+    assert "--allow invalid" in posekit("compare", base, bad).output
+
+
 def test_another_bundle_is_refused_unless_asked(base: Path, tmp_path: Path) -> None:
     other = side(tmp_path / "other", [evidence(latencies_ms(k), f"run-{k}", bundle_sha256="cd" * 32) for k in range(5)])
     refused = posekit("compare", base, other, "--gate", "total.p95<+50%")
