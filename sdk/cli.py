@@ -102,6 +102,11 @@ app.add_typer(bank_app, name="bank")
 
 BundlePath = Annotated[Path, typer.Argument(metavar="X.posekit", help="The bundle.", show_default=False)]
 PrecisionName = Literal["fp32", "fp16", "int8"]
+CameraFile = Annotated[Path | None, typer.Option(help="Intrinsics as JSON; a BOP data set brings its own.")]
+BoxesFrom = Annotated[str | None, typer.Option(help="Box file (JSON), or gt for true boxes. Default: the detector.")]
+PathName = Annotated[str | None, typer.Option(help="Pose path. Default: the bundle's own.")]
+BackendName = Annotated[str, typer.Option(help="auto, or a backend by name.")]
+WantedPrecision = Annotated[PrecisionName | None, typer.Option(help="Default: what the backend prefers.")]
 AsJson = Annotated[bool, typer.Option("--json", help="One JSON object on stdout instead of tables.")]
 
 
@@ -171,13 +176,11 @@ def run(
     source: Annotated[
         str, typer.Argument(help="Image, folder, video, camera index or BOP data set.", show_default=False)
     ],
-    camera: Annotated[Path | None, typer.Option(help="Intrinsics as JSON; a BOP data set brings its own.")] = None,
-    boxes: Annotated[
-        str | None, typer.Option(help="Box file (JSON), or gt for true boxes. Default: the detector.")
-    ] = None,
-    path: Annotated[str | None, typer.Option(help="Pose path. Default: the bundle's own.")] = None,
-    backend: Annotated[str, typer.Option(help="auto, or a backend by name.")] = "auto",
-    precision: Annotated[PrecisionName | None, typer.Option(help="Default: what the backend prefers.")] = None,
+    camera: CameraFile = None,
+    boxes: BoxesFrom = None,
+    path: PathName = None,
+    backend: BackendName = "auto",
+    precision: WantedPrecision = None,
     output: Annotated[Path | None, typer.Option("-o", "--output", help="Poses: .jsonl, or .csv for BOP.")] = None,
     overlay: Annotated[Path | None, typer.Option(help="Folder for frames with poses drawn on them.")] = None,
     gt: Annotated[bool, typer.Option("--gt", help="Score against the data set's ground truth.")] = False,
@@ -233,7 +236,7 @@ def verify(
     source: Annotated[
         str, typer.Argument(help="Recorded frames: image folder, video or BOP data set.", show_default=False)
     ],
-    camera: Annotated[Path | None, typer.Option(help="Intrinsics as JSON; a BOP data set brings its own.")] = None,
+    camera: CameraFile = None,
     boxes: Annotated[str, typer.Option(help="Box file (JSON), or gt for true boxes.")] = "gt",
     max_crops: Annotated[int, typer.Option(min=1, help="Spread evenly over the source.")] = 256,
     backend: Annotated[list[str] | None, typer.Option(help="By name, repeatable. Default: all at hand.")] = None,
@@ -261,13 +264,11 @@ def bench(
     source: Annotated[
         str, typer.Argument(help="Real frames: image folder, video, camera index or BOP data set.", show_default=False)
     ],
-    camera: Annotated[Path | None, typer.Option(help="Intrinsics as JSON; a BOP data set brings its own.")] = None,
-    boxes: Annotated[
-        str | None, typer.Option(help="Box file (JSON), or gt for true boxes. Default: the detector.")
-    ] = None,
-    path: Annotated[str | None, typer.Option(help="Pose path. Default: the bundle's own.")] = None,
-    backend: Annotated[str, typer.Option(help="auto, or a backend by name.")] = "auto",
-    precision: Annotated[PrecisionName | None, typer.Option(help="Default: what the backend prefers.")] = None,
+    camera: CameraFile = None,
+    boxes: BoxesFrom = None,
+    path: PathName = None,
+    backend: BackendName = "auto",
+    precision: WantedPrecision = None,
     frames: Annotated[
         int | None,
         typer.Option(min=1, help="Per mode, each another. Default: 200, and where there are fewer they repeat."),
