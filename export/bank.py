@@ -18,6 +18,7 @@ from typing import Any
 import cv2
 import numpy as np
 import numpy.typing as npt
+import torch
 
 from posekit.export.mesh import ObjectModel
 from posekit.export.recipe import BankRecipe
@@ -25,7 +26,7 @@ from posekit.export.render import Image, Renderer, headlight, shade
 from posekit.export.tensor_file import write_tensor_file
 from posekit.export.viewsphere import view_rotations, viewsphere
 from posekit.runtime.atomic import replacing
-from posekit.runtime.bank import FORMAT, MIN_VIEWS
+from posekit.runtime.bank import FORMAT, MIN_VIEWS, Search, sketch_channels
 from posekit.runtime.crop import CropPreset, crop
 from posekit.runtime.detection import box_from_mask
 from posekit.runtime.errors import ExportError, OutputError
@@ -40,6 +41,9 @@ DISTANCE_DIAMETERS = 4.5  # a 20 cm object seen from 90 cm
 FILL = 0.9  # of the template camera's side that the object's circumscribed sphere covers
 OVERSIZE = 1.25  # template image per crop: the box of a slender view is enlarged to the crop
 BATCH = 32
+SKETCHED_AT_ONCE = 1024
+SAMPLED_VIEWS = 4096  # that the directions of sketches are taken from: they span the rest
+SVD_ITERATIONS = 4
 IN_MEMORY_BYTES = 256 << 20
 DTYPES: dict[str, type[np.floating[Any]]] = {"fp32": np.float32, "fp16": np.float16}
 
@@ -87,19 +91,18 @@ def build_bank(
     places, channels = _descriptor_shape(embedder)
     count = len(rotations)
     with _scratch((count, places, channels), DTYPES[recipe.precision], path.parent) as descriptors:
-        weights, boxes = np.empty((places, count), np.float32), np.empty((count, 4), np.float32)
+        weights, boxes = np.empty(count, np.float32), np.empty((count, 4), np.float32)
         views = templates(model, rotations, camera, distance_m, recipe)
         done = 0
         while chunk := list(islice(views, BATCH)):
             at = slice(done, done + len(chunk))
-            pixels, weights[:, at] = _cropped(chunk, camera, crop_preset, places)
-            descriptors[at] = _finite(embedder.run({"crops": pixels})["descriptors"], at.start)
+            pixels, by_place = _cropped(chunk, camera, crop_preset, places)
+            seen = _finite(embedder.run({"crops": pixels})["descriptors"], at.start) * (by_place > 0)[..., None]
+            descriptors[at], weights[at] = seen, by_place.max(axis=1)
             boxes[at] = [view.box_xyxy_px for view in chunk]
             done += len(chunk)
             progress(done, count)
-        arrays = {
-            "templates": descriptors.transpose(1, 2, 0),
-            "weights": weights,
+        arrays = matched_arrays(descriptors, weights, recipe.search) | {
             "R": rotations.astype(np.float32),
             "t_m": np.tile(np.array([0.0, 0.0, distance_m], np.float32), (count, 1)),
             "box_xyxy_px": boxes,
@@ -113,10 +116,48 @@ def build_bank(
             "precision": recipe.precision,
             "crop": json_from_record(crop_preset),
             "views": json_from_record(replace(recipe, distance_m=distance_m)),
+            "search": recipe.search,
         }
         with replacing(path) as file:
             write_tensor_file(file, arrays, metadata)
     return BuiltBank(count, places, channels, path.stat().st_size)
+
+
+def matched_arrays(
+    descriptors: npt.NDArray[np.floating], weights: npt.NDArray[np.float32], search: Search
+) -> dict[str, npt.NDArray[Any]]:
+    """What a bank keeps for its matcher (posekit.runtime.bank.MATCHED). descriptors: (N, L, C).  weights: (N,)."""
+    if search == "flat":
+        return {"templates": descriptors.transpose(1, 2, 0), "weights": weights}
+    projection = sketch_projection(descriptors, weights)
+    parts = range(0, len(descriptors), SKETCHED_AT_ONCE)
+    sketches = [_weighted(descriptors, weights, slice(i, i + SKETCHED_AT_ONCE)) @ projection for i in parts]
+    return {
+        "templates": descriptors,
+        "weights": weights,
+        "projection": projection,
+        "sketches": np.ascontiguousarray(np.concatenate(sketches).T),
+    }
+
+
+def sketch_projection(
+    descriptors: npt.NDArray[np.floating], weights: npt.NDArray[np.float32]
+) -> npt.NDArray[np.float32]:
+    """(L C, S): the right singular vectors of the weighted templates that matter most, of evenly chosen views."""
+    chosen = np.linspace(0, len(descriptors) - 1, min(len(descriptors), SAMPLED_VIEWS)).round().astype(int)
+    rows = torch.from_numpy(_weighted(descriptors, weights, chosen))
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        _, _, directions = torch.svd_lowrank(rows, q=sketch_channels(rows.shape[1]), niter=SVD_ITERATIONS)
+    return np.ascontiguousarray(directions.numpy())
+
+
+def _weighted(
+    descriptors: npt.NDArray[np.floating], weights: npt.NDArray[np.float32], at: slice | npt.NDArray[np.int_]
+) -> npt.NDArray[np.float32]:
+    """(n, L C)."""
+    part = np.asarray(descriptors[at], np.float32)
+    return part.reshape(len(part), -1) * weights[at, None]
 
 
 def _finite(descriptors: npt.NDArray[Any], first_view: int) -> npt.NDArray[Any]:
@@ -137,11 +178,12 @@ def bank_rotations(recipe: BankRecipe) -> Array:
     lowest = np.cos(np.deg2rad(recipe.max_angle_deg))
     chosen = height > lowest + 1e-9 if recipe.max_angle_deg < 180 else np.ones(len(height), bool)
     rotations = every[np.repeat(chosen, recipe.in_plane_steps)]
-    if len(rotations) < MIN_VIEWS:
+    fewest = MIN_VIEWS[recipe.search]
+    if len(rotations) < fewest:
         raise ExportError(
-            "bank views",
+            f"views of a {recipe.search} bank",
             got=len(rotations),
-            expected=f"at least {MIN_VIEWS}",
+            expected=f"at least {fewest}",
             remedy="Widen max_angle_deg, or take a denser sphere or more in_plane_steps.",
         )
     return np.asarray(rotations)
@@ -222,10 +264,10 @@ def grid_side(places: int) -> int:
 def _cropped(
     views: list[Template], camera: Intrinsics, preset: CropPreset, places: int
 ) -> tuple[Image, npt.NDArray[np.float32]]:
-    """(crops (B, S, S, 3), weights (L, B)) through the one crop function."""
+    """(crops (B, S, S, 3), weights (B, L)) through the one crop function."""
     cut = [crop(view.image_rgb_u8, view.box_xyxy_px, camera, preset) for view in views]
     weights = [place_weights(v.mask, c.warp, preset.size_px, places) for v, c in zip(views, cut, strict=True)]
-    return np.stack([c.pixels for c in cut]), np.stack(weights, axis=1)
+    return np.stack([c.pixels for c in cut]), np.stack(weights)
 
 
 def _turned(

@@ -71,9 +71,7 @@ def _compiled(
     entry = bundle.manifest.graphs[graph]
     member = entry.variants[precision]
     content = bytes(bundle.read(member))
-    options = BuildOptions(
-        FLAVOUR, profiles_for(entry.inputs, entry.crops_per_pass), compute_capabilities=(capability,)
-    )
+    options = BuildOptions(FLAVOUR, profiles_for(entry), compute_capabilities=(capability,))
     key = EngineKey(bundle.manifest.files[member].sha256, options, version)
     found = store.plan_for(key, partial(build_plan, content, entry.inputs, options))
     check_kernels(found.report.kernels, product_types(onnx.load_from_string(content)))

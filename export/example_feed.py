@@ -19,7 +19,8 @@ IMAGE_WH_PX = (640, 480)
 FOCAL_PX = 600.0
 BOX_SIDE_PX = (60.0, 220.0)
 HALF_EXTENT_M = (0.02, 0.12)
-FOREGROUND = 0.6  # of a template's cells
+FOREGROUND = (0.3, 0.9)  # of a template's places
+EXAMPLE_SIZES = {"batch": 2, "views": 150}  # never 1: torch.export makes a constant of it; views: more than a shortlist
 PATCH_PX = 4  # neighbouring pixels of real images are alike
 
 
@@ -96,10 +97,22 @@ def _unit(axis: int) -> Callable[[np.random.Generator, Shape, Arrays], npt.NDArr
     return make
 
 
-def _mask_weights(rng: np.random.Generator, shape: Shape, _: Arrays) -> npt.NDArray[Any]:
-    mask = rng.random(shape) < FOREGROUND
-    mask[0] = True
-    return np.asarray(mask / mask.sum(axis=0))
+def _view_weights(rng: np.random.Generator, shape: Shape, fed: Arrays) -> npt.NDArray[Any]:
+    """1 / places seen."""
+    places = fed["descriptors"].shape[1] if "descriptors" in fed else 1
+    return np.asarray(1 / np.ceil(rng.uniform(*FOREGROUND, shape) * places))
+
+
+def _orthonormal(rng: np.random.Generator, shape: Shape, _: Arrays) -> npt.NDArray[Any]:
+    return np.asarray(np.linalg.qr(rng.normal(size=shape))[0])
+
+
+def _sketches(rng: np.random.Generator, shape: Shape, fed: Arrays) -> npt.NDArray[Any]:
+    """Of the templates (N, L, C) that were fed, if any were."""
+    if not {"templates", "weights", "projection"} <= fed.keys():
+        return rng.normal(size=shape)
+    rows = fed["templates"].reshape(shape[1], -1) * fed["weights"][:, None]
+    return np.asarray((rows @ fed["projection"]).T)
 
 
 def _constant(value: Any) -> Callable[[np.random.Generator, Shape, Arrays], npt.NDArray[Any]]:
@@ -118,7 +131,9 @@ MAKERS: dict[str, Maker] = {
     "bbox_m": _extents,
     "descriptors": _unit(-1),
     "templates": _unit(1),
-    "weights": _mask_weights,
+    "weights": _view_weights,
+    "projection": _orthonormal,
+    "sketches": _sketches,
 }
 MAKERS_BY_DTYPE: dict[str, Maker] = {
     "uint8": lambda rng, shape, _: rng.integers(0, 256, shape),

@@ -10,12 +10,13 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from onnx import ModelProto
 from torch import Tensor, nn
 
-from posekit.export.example_feed import example_feed
+from posekit.export.example_feed import EXAMPLE_SIZES, example_feed
 from posekit.export.onnx_graph import MAX_BYTES, OPSET, check_graph, name_nodes, refused, specs_from_graph, strip_origin
 from posekit.export.onnx_simplify import simplified
 from posekit.export.parity import ParityReport, check_parity
@@ -27,8 +28,6 @@ from posekit.runtime.atomic import write_whole
 from posekit.runtime.backends.ort import OrtSession
 from posekit.runtime.errors import ExportError
 from posekit.runtime.tensor import Feed, TensorSpec
-
-EXAMPLE_SIZES = {"batch": 2, "views": 7}  # never 1: torch.export makes a constant of it
 
 
 @dataclass(frozen=True)
@@ -115,6 +114,7 @@ def _traced(source: GraphSource, opset: int) -> ModelProto:
                 input_names=[spec.name for spec in source.inputs],
                 output_names=list(source.outputs),
                 dynamic_shapes=(axes,),
+                custom_translation_table={torch.ops.aten.threshold.default: _threshold},
             )
             assert program is not None
             model = program.model_proto
@@ -128,6 +128,17 @@ def _traced(source: GraphSource, opset: int) -> ModelProto:
     if model.ByteSize() > MAX_BYTES:
         raise refused(f"{model.ByteSize()} bytes", f"at most {MAX_BYTES}", "Export a smaller network.")
     return model
+
+
+def _threshold(x: Any, threshold: float, value: float) -> Any:
+    """One node where torch's exporter has a comparison and a selection: ONNX Runtime takes a tenth of their time for it."""
+    from onnxscript import opset19
+
+    ops: Any = opset19
+    if value == 0:
+        return ops.ThresholdedRelu(x, alpha=float(threshold))
+    limit, instead = (ops.CastLike(ops.Constant(value_float=float(number)), x) for number in (threshold, value))
+    return ops.Where(ops.Greater(x, limit), x, instead)
 
 
 def _check_names(source: GraphSource) -> None:

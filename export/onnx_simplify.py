@@ -12,7 +12,7 @@ from posekit.runtime.backends.ort import OrtSession
 from posekit.runtime.errors import BackendError, ExportError
 from posekit.runtime.tensor import TensorSpec
 
-SIZES = {"batch": 3, "views": 11}
+SIZES = {"batch": 3, "views": 211}
 TOLERANCE = 1e-5  # of an output's RMS: nothing but the order of sums may change
 
 

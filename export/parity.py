@@ -18,7 +18,7 @@ from posekit.runtime.manifest import Precision
 from posekit.runtime.session import Session
 from posekit.runtime.tensor import Feed
 
-SIZES: tuple[dict[str, int], ...] = ({"batch": 1, "views": 7}, {"batch": 3, "views": 11})
+SIZES: tuple[dict[str, int], ...] = ({"batch": 1, "views": 150}, {"batch": 3, "views": 211})
 ULP = 2.0**-23
 # Outputs whose rows are in the order of another's.
 RANKED_BY = {"index": "score", "boxes": "scores", "labels": "scores"}

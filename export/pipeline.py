@@ -137,6 +137,9 @@ def _add_network(draft: _Draft, entry: NetworkRecipe) -> None:
         path = PathEntry(plan.kind, f"{entry.name}.{plan.graph}", network.crop, ids, matcher, {}, solver)
         banks = {str(i): _add_bank(draft, entry, path, name_in_bundle, i) for i in ids} if plan.kind == "bank" else {}
         draft.paths[name_in_bundle] = replace(path, banks=banks)
+        if matcher:
+            most = max(draft.banks[member].views for member in banks.values())
+            draft.graphs[matcher] = replace(draft.graphs[matcher], views=most)
 
 
 def graph_step(name: str, source: TracedFrom) -> Step:

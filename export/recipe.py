@@ -12,6 +12,7 @@ from typing import Any, Literal
 
 from posekit.export.networks.entrance import IMAGENET_MEAN, IMAGENET_STD
 from posekit.export.verify.gates import Gates
+from posekit.runtime.bank import Search
 from posekit.runtime.crop import PRESETS, CropPreset
 from posekit.runtime.errors import InputError, RecipeError
 from posekit.runtime.manifest import ContinuousSymmetry, SolverEntry
@@ -57,6 +58,8 @@ class BankRecipe:
     in_plane: "render" draws every turn, "rotate" turns the upright picture in the image (the T-LESS protocol).
     max_angle_deg: from the object's +z to the direction; 90 leaves the upper half, the equator excluded.
     distance_m: of the template camera; none: the object fills it.  precision: in which templates are kept.
+    search: "flat" compares a crop with every view; "coarse" with sketches of all and then with the most alike, which is
+    faster from some thousand views on.
     """
 
     sphere: int = 642
@@ -66,6 +69,7 @@ class BankRecipe:
     distance_m: float | None = None
     precision: Literal["fp32", "fp16"] = "fp32"
     supersample: int = 2
+    search: Search = "flat"
 
 
 @dataclass(frozen=True)

@@ -11,9 +11,11 @@ from torch import nn
 from posekit.export.checkpoint import load_checkpoint, network_from_factory
 from posekit.export.fingerprint import code, fingerprint, user_code
 from posekit.export.networks.entrance import Entrance
+from posekit.export.networks.matcher import FlatMatcher, matcher_graph
 from posekit.export.networks.own import detector_graph, embedder_graphs, own_paths, regressor_graphs
 from posekit.export.recipe import RANDOM, BankRecipe, DetectorRecipe, ExportRecipe, NetworkRecipe
 from posekit.export.systems import GraphSource, PathPlan, system_named
+from posekit.runtime.bank import Search
 from posekit.runtime.crop import PRESETS, CropPreset
 from posekit.runtime.errors import RecipeError
 
@@ -73,7 +75,7 @@ def built_network(recipe: ExportRecipe, entry: NetworkRecipe) -> Network:
         system = system_named(entry.system)
         crop = crop or system.crop
         network, origin = _weighted(recipe, entry, lambda: _constructed(entry, system.network))
-        graphs, paths = system.graphs(network, crop), system.paths
+        graphs, paths = _searching(system.graphs(network, crop), entry.bank.search), system.paths
         if entry.solver and all(plan.kind != "correspondence" for plan in paths.values()):
             raise _wrong(entry, "a solver section", f"none: {entry.system} needs no solver")
         return Network(graphs, paths, crop, origin, _key(entry, origin))
@@ -85,9 +87,20 @@ def built_network(recipe: ExportRecipe, entry: NetworkRecipe) -> Network:
     entrance = Entrance(entry.normalise.mean, entry.normalise.std, entry.normalise.bgr)
     if entry.role == "embedder":
         graphs = embedder_graphs(network, entrance, crop.size_px, entry.threshold, entry.trunk)
+        graphs = _searching(graphs, entry.bank.search)
     else:
         graphs = regressor_graphs(entry.role, network, entrance, crop.size_px, entry.feeds, entry.trunk)
     return Network(graphs, own_paths(entry.role, entry.solver), crop, origin, _key(entry, origin))
+
+
+def _searching(graphs: dict[str, GraphSource], search: Search) -> dict[str, GraphSource]:
+    """With the matcher that the recipe's banks are made for."""
+    flat = graphs.get("matcher")
+    if flat is None:
+        return graphs
+    assert isinstance(flat.module, FlatMatcher)
+    _, places, channels = flat.inputs[0].shape
+    return graphs | {"matcher": matcher_graph(int(places), int(channels), flat.module.threshold, search)}
 
 
 def _weighted(
@@ -136,9 +149,9 @@ def detector_network(recipe: ExportRecipe, entry: DetectorRecipe) -> tuple[Trace
 
 
 def _key(entry: NetworkRecipe | DetectorRecipe, origin: str) -> str:
-    """What banks, solvers and thresholds are does not change a graph."""
+    """What views a bank has, solvers and thresholds do not change a graph."""
     if isinstance(entry, NetworkRecipe):
-        entry = replace(entry, bank=BankRecipe(), solver=None, objects=())
+        entry = replace(entry, bank=BankRecipe(search=entry.bank.search), solver=None, objects=())
     else:
         entry = replace(entry, labels=None, objects={}, variants=None, score_threshold=None, iou_threshold=None)
     return fingerprint(code(), user_code() if entry.network else "", entry, origin)

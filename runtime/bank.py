@@ -3,29 +3,42 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal, get_args
 
 import numpy as np
 import numpy.typing as npt
 
 from posekit.runtime.errors import BankError, BundleError
 from posekit.runtime.pose import ORTHONORMAL_TOLERANCE
+from posekit.runtime.tensor import Shape, TensorSpec, shapes_fit, written
 from posekit.runtime.tensors import Tensors, tensors_from_bytes
 
-FORMAT = "posekit-bank-1"
-METADATA = ("format", "object_id", "embedder_sha256", "precision", "crop", "views")
-ARRAYS = ("templates", "weights", "R", "t_m", "centre_m", "box_xyxy_px", "K")
+Search = Literal["flat", "coarse"]  # every view is compared; or first a sketch of every view, then a shortlist
+
+FORMAT = "posekit-bank-2"
+METADATA = ("format", "object_id", "embedder_sha256", "precision", "crop", "views", "search")
+POSES = ("R", "t_m", "centre_m", "box_xyxy_px", "K")
+# What the matcher is given, with axes L places, C channels, N views, D = L C and S sketch channels. Each search has
+# templates in the order in which it reads them.
+MATCHED: dict[Search, dict[str, str]] = {
+    "flat": {"templates": "LCN", "weights": "N"},
+    "coarse": {"templates": "NLC", "weights": "N", "projection": "DS", "sketches": "SN"},
+}
 OBJECT_ID = re.compile("[0-9]{1,10}")
-MIN_VIEWS = 5  # the matcher returns its best five
+SHORTLIST = 128  # views that a coarse search compares in full
+MOST_SKETCH_CHANNELS = 64
+MIN_VIEWS: dict[Search, int] = {"flat": 5, "coarse": SHORTLIST}  # the matcher returns its best five
 
 
 @dataclass(frozen=True, eq=False)
 class TemplateBank:
     """N views of one object, L places per view, C channels.
 
-    templates: (L, C, N) float32 or float16, unit length along C.   weights: (L, N) float32, mask / |mask|.
+    matched: what the matcher takes, as MATCHED has it. templates, float32 or float16: unit length along C where the view
+    shows the object, zero elsewhere.  weights: float32, 1 / places that show it.  projection: float32, from weighted
+    templates and descriptors to sketches, float32.
     R: (N, 3, 3) as rendered.   centre_m: (3,) the point in the object frame that the template camera looks at.
     t_m: (N, 3) of that point in the camera: on the optical axis.
     box_xyxy_px: (N, 4) and K: (3, 3) of the template camera.
@@ -34,13 +47,18 @@ class TemplateBank:
     object_id: int
     embedder_sha256: str
     metadata: dict[str, str]
-    templates: npt.NDArray[np.floating]
-    weights: npt.NDArray[np.float32]
+    search: Search
+    matched: dict[str, npt.NDArray[np.floating]]
     R: npt.NDArray[np.float32]
     t_m: npt.NDArray[np.float32]
     centre_m: npt.NDArray[np.float32]
     box_xyxy_px: npt.NDArray[np.float32]
     K: npt.NDArray[np.float32]
+
+
+def sketch_channels(channels: int) -> int:
+    """S, of views with so many numbers (L C)."""
+    return min(channels, MOST_SKETCH_CHANNELS)
 
 
 def bank_from_bytes(view: memoryview | bytes, what: str) -> TemplateBank:
@@ -54,11 +72,14 @@ def bank_from_bytes(view: memoryview | bytes, what: str) -> TemplateBank:
         raise BankError(
             what,
             got=problem,
-            expected=f"a bank of format {FORMAT} with {', '.join(ARRAYS)}",
+            expected=f"a bank of format {FORMAT}",
             remedy="Build it again: posekit bank build.",
         )
     meta = tensors.metadata
-    return TemplateBank(int(meta["object_id"]), meta["embedder_sha256"], meta, **{n: tensors.arrays[n] for n in ARRAYS})
+    search: Search = "coarse" if meta["search"] == "coarse" else "flat"
+    matched = {name: tensors.arrays[name] for name in MATCHED[search]}
+    poses = {name: tensors.arrays[name] for name in POSES}
+    return TemplateBank(int(meta["object_id"]), meta["embedder_sha256"], meta, search, matched, **poses)
 
 
 def check_bank_fits(bank: TemplateBank, object_id: int, embedder_sha256: str, crop_json: str, what: str) -> None:
@@ -74,28 +95,68 @@ def check_bank_fits(bank: TemplateBank, object_id: int, embedder_sha256: str, cr
             )
 
 
+def search_of(inputs: Sequence[TensorSpec]) -> Search:
+    """Which search a matcher graph with these inputs does."""
+    names = {spec.name for spec in inputs}
+    return "coarse" if MATCHED["coarse"].keys() <= names else "flat"
+
+
+def check_bank_fits_matcher(bank: TemplateBank, inputs: Sequence[TensorSpec], what: str) -> None:
+    """BankError unless a matcher graph with these inputs searches banks like this one."""
+    wanted = {spec.name: spec.shape for spec in inputs if spec.name != "descriptors"}
+    given = {name: array.shape for name, array in bank.matched.items()}
+    fits = wanted.keys() == given.keys() and all(shapes_fit(given[name], wanted[name]) for name in wanted)
+    if not fits:
+        raise BankError(
+            what,
+            got=f"a {bank.search} bank: {_listed(given)}",
+            expected=_listed(wanted),
+            remedy="Build it again for this bundle's matcher: posekit bank build.",
+        )
+
+
+def _listed(shapes: Mapping[str, Shape]) -> str:
+    return ", ".join(f"{name} {written(shape)}" for name, shape in shapes.items())
+
+
 def _problem(tensors: Tensors) -> str | None:
-    missing = [k for k in METADATA if k not in tensors.metadata] + [a for a in ARRAYS if a not in tensors.arrays]
+    meta, arrays = tensors.metadata, tensors.arrays
+    search = next((name for name in get_args(Search) if meta.get("search") == name), None)
+    expected = (*(MATCHED[search] if search else ()), *POSES)
+    missing = [k for k in METADATA if k not in meta] + [a for a in expected if a not in arrays]
+    if meta.get("format", FORMAT) != FORMAT:
+        return f"format {meta['format']!r}"
     if missing:
         return f"no {missing[0]}"
-    if tensors.metadata["format"] != FORMAT:
-        return f"format {tensors.metadata['format']!r}"
-    if not OBJECT_ID.fullmatch(tensors.metadata["object_id"]):
-        return f"object id {tensors.metadata['object_id'][:20]!r}"
-    templates = tensors.arrays["templates"]
+    if search is None:
+        return f"search {meta['search'][:20]!r}"
+    if not OBJECT_ID.fullmatch(meta["object_id"]):
+        return f"object id {meta['object_id'][:20]!r}"
+    return _misshapen(arrays, search) or _odd(arrays, expected)
+
+
+def _misshapen(arrays: Mapping[str, npt.NDArray[Any]], search: Search) -> str | None:
+    templates = arrays["templates"]
     if templates.ndim != 3 or templates.dtype not in (np.float32, np.float16):
         return f"templates {templates.dtype}{templates.shape}"
-    places, _, views = templates.shape
-    if views < MIN_VIEWS:
+    sizes = dict(zip(MATCHED[search]["templates"], templates.shape, strict=True))
+    sizes |= {"D": sizes["L"] * sizes["C"], "S": arrays["projection"].shape[-1] if "projection" in arrays else 0}
+    views = sizes["N"]
+    if views < MIN_VIEWS[search]:
         return f"{views} views"
-    per_view = {"weights": (places, views), "R": (views, 3, 3), "t_m": (views, 3), "box_xyxy_px": (views, 4)}
-    shapes: dict[str, tuple[int, ...]] = {**per_view, "centre_m": (3,), "K": (3, 3)}
+    per_view: dict[str, tuple[int, ...]] = {"R": (views, 3, 3), "t_m": (views, 3), "box_xyxy_px": (views, 4)}
+    shapes = {name: tuple(sizes[axis] for axis in axes) for name, axes in MATCHED[search].items()}
+    shapes |= {**per_view, "centre_m": (3,), "K": (3, 3)}
     for name, shape in shapes.items():
-        array = tensors.arrays[name]
-        if array.shape != shape or array.dtype != np.float32:
+        array = arrays[name]
+        if array.shape != shape or (array.dtype != np.float32 and name != "templates"):
             return f"{name} {array.dtype}{array.shape}"
-    odd = [name for name in ARRAYS if not np.isfinite(tensors.arrays[name]).all()]
-    return f"{odd[0]} with NaN or infinity" if odd else _impossible(tensors.arrays)
+    return None
+
+
+def _odd(arrays: Mapping[str, npt.NDArray[Any]], names: Iterable[str]) -> str | None:
+    odd = [name for name in names if not np.isfinite(arrays[name]).all()]
+    return f"{odd[0]} with NaN or infinity" if odd else _impossible(arrays)
 
 
 def _impossible(arrays: Mapping[str, npt.NDArray[Any]]) -> str | None:

@@ -13,6 +13,7 @@ from posekit.runtime.tensor import TensorSpec
 
 FORMAT = 1
 DEFAULT_CROPS_PER_PASS = (1, 4, 16)  # more go through in several passes
+DEFAULT_VIEWS = 642 * 36
 MIN_CORRESPONDENCES = 4  # three give up to four poses
 DTYPES = (
     "float32", "float16", "float64", "uint8", "int8", "uint16", "int16", "uint32", "int32", "uint64", "int64", "bool",
@@ -35,6 +36,7 @@ class GraphEntry:
     """One graph in one or more precisions. variants: precision -> member name.
 
     crops_per_pass: fewest, usual and most, which engines are built for; left out: DEFAULT_CROPS_PER_PASS.
+    views: most of a bank that a matcher searches, which its engines are built for; left out: DEFAULT_VIEWS.
     """
 
     role: Role
@@ -42,6 +44,7 @@ class GraphEntry:
     inputs: tuple[TensorSpec, ...]
     outputs: tuple[TensorSpec, ...]
     crops_per_pass: tuple[int, int, int] | None = None
+    views: int | None = None
 
 
 @dataclass(frozen=True)
@@ -214,6 +217,8 @@ def _check_values(manifest: Manifest, ids: set[int]) -> None:
         if not 1 == least <= usual <= most:
             where = f"Manifest.graphs.{name}.crops_per_pass"
             raise RecordProblem(where, graph.crops_per_pass, "1, the usual number and the most, in that order")
+        if graph.views is not None and graph.views < 1:
+            raise RecordProblem(f"Manifest.graphs.{name}.views", graph.views, "at least 1")
         for spec in (*graph.inputs, *graph.outputs):
             if spec.dtype not in DTYPES or any(isinstance(n, int) and n < 1 for n in spec.shape):
                 raise RecordProblem(f"Manifest.graphs.{name}", str(spec), f"sizes >= 1 of {', '.join(DTYPES)}")

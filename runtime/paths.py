@@ -12,7 +12,7 @@ from typing import Any, Protocol
 import numpy as np
 import numpy.typing as npt
 
-from posekit.runtime.bank import TemplateBank, bank_from_bytes, check_bank_fits
+from posekit.runtime.bank import TemplateBank, bank_from_bytes, check_bank_fits, check_bank_fits_matcher
 from posekit.runtime.bundle import Bundle
 from posekit.runtime.crop_batch import CropBatch, check_feedable
 from posekit.runtime.decode import pose_from_template
@@ -174,10 +174,9 @@ class BankPath:
         for object_id, member in entry.banks.items():
             bank = bank_from_bytes(bundle.read(member), f"bank {member}")
             check_bank_fits(bank, int(object_id), sha256, json_from_record(entry.crop), f"bank {member}")
+            check_bank_fits_matcher(bank, self._matcher.session.inputs, f"bank {member}")
             self._banks[int(object_id)] = bank
-            templates = np.ascontiguousarray(bank.templates, dtype=np.float32)
-            templates.flags.writeable = False  # so that backends take it over once
-            self._bound[int(object_id)] = {"templates": templates, "weights": bank.weights}
+            self._bound[int(object_id)] = {name: bound_array(array) for name, array in bank.matched.items()}
 
     def poses(
         self, batch: CropBatch, detections: Sequence[Detection], intrinsics: Intrinsics, stage: Stage
@@ -196,6 +195,13 @@ class BankPath:
                             self._banks[object_id], int(index), batch, i, intrinsics, float(score)
                         )
         return found
+
+
+def bound_array(array: npt.NDArray[np.floating]) -> npt.NDArray[np.float32]:
+    """As the matcher takes it, read-only: so that backends take it over once."""
+    bound = np.ascontiguousarray(array, dtype=np.float32)
+    bound.flags.writeable = False
+    return bound
 
 
 def _template_pose(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import tempfile
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from posekit.export.bank import BuiltBank, Progress, build_bank
@@ -11,9 +11,10 @@ from posekit.export.mesh import Unit, read_mesh
 from posekit.export.pack import Content, check_output, pack_bundle
 from posekit.export.recipe import BankRecipe
 from posekit.runtime.backends.ort import OrtSession
+from posekit.runtime.bank import search_of
 from posekit.runtime.bundle import Bundle
 from posekit.runtime.errors import InputError
-from posekit.runtime.manifest import PathEntry
+from posekit.runtime.manifest import DEFAULT_VIEWS, Manifest, PathEntry
 
 
 @dataclass(frozen=True)
@@ -36,6 +37,8 @@ def rebuild_bank(request: BankRequest, progress: Progress) -> BuiltBank:
     with Bundle(request.bundle) as bundle, tempfile.TemporaryDirectory(dir=request.output.resolve().parent) as folder:
         path = _bank_path(bundle, request)
         graph, file = bundle.manifest.graphs[path.graph].variants["fp32"], Path(folder) / "bank.safetensors"
+        assert path.matcher is not None  # the manifest's cross-check
+        views = replace(request.views, search=search_of(bundle.manifest.graphs[path.matcher].inputs))
         embedder = OrtSession(bundle.read(graph))
         try:
             built = build_bank(
@@ -45,15 +48,23 @@ def rebuild_bank(request: BankRequest, progress: Progress) -> BuiltBank:
                 model,
                 request.object_id,
                 path.crop,
-                request.views,
+                views,
                 progress,
             )
         finally:
             embedder.close()
+        manifest = _matching(bundle.manifest, path.matcher, built.views)
         members: dict[str, Content] = {member: bytes(bundle.read(member)) for member in bundle.manifest.files}
         members[path.banks[str(request.object_id)]] = file
-        pack_bundle(request.output, bundle.manifest, members)
+        pack_bundle(request.output, manifest, members)
     return built
+
+
+def _matching(manifest: Manifest, matcher: str, views: int) -> Manifest:
+    """With a matcher whose engines take as many views."""
+    graph = manifest.graphs[matcher]
+    most = max(views, graph.views or DEFAULT_VIEWS)
+    return replace(manifest, graphs=manifest.graphs | {matcher: replace(graph, views=most)})
 
 
 def _bank_path(bundle: Bundle, request: BankRequest) -> PathEntry:

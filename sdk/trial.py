@@ -240,7 +240,7 @@ def _engine(flavour: FlavourName | None, content: memoryview, entry: GraphEntry)
     if flavour is None:
         return None
     cache = EngineCache()
-    key = key_for(content, entry.inputs, flavour, cuda.open_driver(), entry.crops_per_pass)
+    key = key_for(content, entry, flavour, cuda.open_driver())
     entries = cache.entries()
     others = foreign(flavour, key.graph_sha256, entries, but=key.digest)
     here = key.digest in (one.digest for one in entries)

@@ -131,7 +131,7 @@ def _matcher_graph() -> tuple[bytes, GraphEntry]:
     inputs = (
         TensorSpec("descriptors", "float32", ("batch", 1, 3)),
         TensorSpec("templates", "float32", (1, 3, "views")),
-        TensorSpec("weights", "float32", (1, "views")),
+        TensorSpec("weights", "float32", ("views",)),
     )
     outputs = (TensorSpec("index", "int64", ("batch", 5)), TensorSpec("score", "float32", ("batch", 5)))
     nodes = [
@@ -175,7 +175,9 @@ def _entry(role: Role, member: str, inputs: tuple[TensorSpec, ...], outputs: tup
     return GraphEntry(role, {"fp32": member}, inputs, outputs)
 
 
-def bank_bytes(embedder_sha256: str, crop: CropPreset = CROP, object_id: int = 1, **changes: Any) -> bytes:
+def bank_bytes(
+    embedder_sha256: str, crop: CropPreset = CROP, object_id: int = 1, search: str = "flat", **changes: Any
+) -> bytes:
     """A bank of six plain colours; view i is turned by 60 i degrees about z, one metre away, in a 21 px box."""
     n = len(COLOURS)
     angles = np.arange(n) * np.pi / 3
@@ -185,7 +187,7 @@ def bank_bytes(embedder_sha256: str, crop: CropPreset = CROP, object_id: int = 1
     R[:, 2, 2] = 1
     arrays = {
         "templates": np.ascontiguousarray((COLOURS / np.linalg.norm(COLOURS, axis=1, keepdims=True)).T[None]),
-        "weights": np.ones((1, n), np.float32),
+        "weights": np.ones(n, np.float32),
         "R": R,
         "t_m": np.tile(np.array([0, 0, 1], np.float32), (n, 1)),
         "centre_m": np.zeros(3, np.float32),
@@ -193,12 +195,13 @@ def bank_bytes(embedder_sha256: str, crop: CropPreset = CROP, object_id: int = 1
         "K": np.array([[100, 0, 50], [0, 100, 50], [0, 0, 1]], np.float32),
     } | changes
     metadata = {
-        "format": "posekit-bank-1",
+        "format": "posekit-bank-2",
         "object_id": str(object_id),
         "embedder_sha256": embedder_sha256,
         "precision": "fp32",
         "crop": json_from_record(crop),
         "views": "{}",
+        "search": search,
     }
     return bytes(save(arrays, metadata))
 

@@ -17,7 +17,7 @@ from posekit.runtime.engines.build import BuiltPlan, build_plan
 from posekit.runtime.engines.kernels import check_kernels
 from posekit.runtime.engines.options import AxisRange, BuildOptions
 
-RANGES = {"batch": AxisRange(1, 4, 8), "views": AxisRange(5, 100, 1000)}
+RANGES = {"batch": AxisRange(1, 4, 8), "views": AxisRange(128, 500, 1000)}
 FLOATS = {
     "fp32": TensorProto.FLOAT,
     "int8-fp32": TensorProto.FLOAT,

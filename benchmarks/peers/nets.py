@@ -13,9 +13,9 @@ import numpy.typing as npt
 import torch
 
 from posekit.benchmarks.peers.glue import Arrays, Net
-from posekit.export.example_feed import example_feed
+from posekit.export.example_feed import EXAMPLE_SIZES, example_feed
 from posekit.export.networks.entrance import Entrance
-from posekit.export.onnx_from_network import EXAMPLE_SIZES, silence
+from posekit.export.onnx_from_network import silence
 from posekit.export.systems import GraphSource
 
 COMPILE_OPTIONS = {"freezing": True}  # weights become constants: what Inductor offers for inference on a CPU

@@ -245,9 +245,7 @@ def _finish(path: PathEntry, banks: Mapping[int, TemplateBank], match: Match | N
 
 def _torch_match(matcher: Net, banks: Mapping[int, TemplateBank]) -> Match:
     """On templates that are in float32 once and for all."""
-    bound = {
-        i: {"templates": np.array(b.templates, np.float32), "weights": np.array(b.weights)} for i, b in banks.items()
-    }
+    bound = {i: {name: np.array(array, np.float32) for name, array in b.matched.items()} for i, b in banks.items()}
 
     def match(descriptors: Array32, object_id: int) -> tuple[int, float]:
         out = matcher({"descriptors": descriptors[None], **bound[object_id]})
@@ -257,14 +255,13 @@ def _torch_match(matcher: Net, banks: Mapping[int, TemplateBank]) -> Match:
 
 
 def _numpy_match(banks: Mapping[int, TemplateBank], threshold: float = 0.2) -> Match:
-    """Template-pose in NumPy: cosines at every place, those up to the threshold dropped, averaged under the mask."""
-    bound = {i: (np.ascontiguousarray(b.templates, np.float32), np.array(b.weights)) for i, b in banks.items()}
+    """Template-pose in NumPy: cosines at every place, those up to the threshold dropped, averaged over what is seen."""
+    bound = {i: {name: np.array(array, np.float32) for name, array in b.matched.items()} for i, b in banks.items()}
 
     def match(descriptors: Array32, object_id: int) -> tuple[int, float]:
-        templates, weights = bound[object_id]
-        cosine = (descriptors[:, None] @ templates)[:, 0]
+        cosine = (descriptors[:, None] @ bound[object_id]["templates"])[:, 0]
         cosine *= cosine > threshold
-        score = np.einsum("ln,ln->n", cosine, weights)
+        score = cosine.sum(axis=0) * bound[object_id]["weights"]
         best = int(score.argmax())
         return best, float(score[best])
 

@@ -353,9 +353,8 @@ def _difference(contender: str, figures: Figures, varied: dict[str, float] | Non
 
 def _engine(content: bytes, precision: Precision, capability: int, inputs: tuple[TensorSpec, ...]) -> Engine:
     try:
-        built = build_plan(
-            content, inputs, BuildOptions("rtx", profiles_for(inputs), compute_capabilities=(capability,))
-        )
+        profiles = profiles_for(GraphEntry("pose", {}, inputs, ()))
+        built = build_plan(content, inputs, BuildOptions("rtx", profiles, compute_capabilities=(capability,)))
     except EngineError as error:
         return Engine(precision, capability, 0.0, 0, {}, str(error))
     kernels, problem = built.report.kernels, None

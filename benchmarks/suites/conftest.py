@@ -47,7 +47,7 @@ def bank_member() -> bytes:
     return bank_bytes(
         "0" * 64,
         templates=templates.astype(np.float16),
-        weights=np.full((PLACES, VIEWS), 1 / PLACES, np.float32),
+        weights=np.full(VIEWS, 1 / PLACES, np.float32),
         R=np.tile(np.eye(3, dtype=np.float32), (VIEWS, 1, 1)),
         t_m=np.tile(np.array([0, 0, 1], np.float32), (VIEWS, 1)),
         box_xyxy_px=np.tile(np.array([40, 40, 60, 60], np.float32), (VIEWS, 1)),

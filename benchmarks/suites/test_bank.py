@@ -9,4 +9,4 @@ from posekit.runtime.bank import bank_from_bytes
 
 def test_load_and_check(benchmark: BenchmarkFixture, bank_member: bytes) -> None:
     bank = benchmark(bank_from_bytes, bank_member, "a bank")
-    assert bank.templates.shape == (36, 16, 162 * 36)
+    assert bank.matched["templates"].shape == (36, 16, 162 * 36)

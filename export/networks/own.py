@@ -20,10 +20,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from posekit.export.example_feed import example_feed
+from posekit.export.example_feed import EXAMPLE_SIZES, example_feed
 from posekit.export.networks.entrance import Entrance
 from posekit.export.networks.local_head import places_of_map, unit_descriptors
-from posekit.export.networks.matcher import Matcher
+from posekit.export.networks.matcher import matcher_graph
 from posekit.export.precision.trunk import EXCEPT, found_trunk, read_trunk
 from posekit.export.systems import GraphSource, PathPlan
 from posekit.runtime.crop_batch import FEEDS
@@ -34,7 +34,6 @@ from posekit.runtime.tensor import TensorSpec
 from posekit.runtime.yolo_decode import Shapes, posekit_shapes
 
 NETWORK = "network"  # the attribute of every wrapper below that holds the user's network
-TRIAL_SIZES = {"batch": 2, "views": 7}
 
 # Role -> outputs with their shapes; a word is any size, equal words equal sizes.
 OUTPUTS: dict[Role, Shapes] = {**PATH_OUTPUTS, "detector": posekit_shapes((0, 0), 0)}
@@ -81,17 +80,11 @@ class OwnDetector(nn.Module):
 def embedder_graphs(
     network: nn.Module, entrance: Entrance, size_px: int, threshold: float | None, trunk: Sequence[str] = ()
 ) -> dict[str, GraphSource]:
-    """ "embedder" and its "matcher"; see Matcher for the threshold."""
+    """ "embedder" and its "matcher"; see posekit.export.networks.matcher for the threshold."""
     crops = (TensorSpec("crops", "uint8", ("batch", size_px, size_px, 3)),)
     embedder = GraphSource("embedder", OwnEmbedder(entrance, network), crops, ("descriptors",))
     _, places, channels = trial(embedder)["descriptors"]
-    bank = (
-        TensorSpec("descriptors", "float32", ("batch", places, channels)),
-        TensorSpec("templates", "float32", (places, channels, "views")),
-        TensorSpec("weights", "float32", (places, "views")),
-    )
-    embedder = _with_trunk(embedder, trunk)
-    return {"embedder": embedder, "matcher": GraphSource("matcher", Matcher(threshold), bank, ("index", "score"))}
+    return {"embedder": _with_trunk(embedder, trunk), "matcher": matcher_graph(int(places), int(channels), threshold)}
 
 
 def regressor_graphs(
@@ -146,7 +139,7 @@ def own_paths(role: Role, solver: SolverEntry | None) -> dict[str, PathPlan]:
 def trial(source: GraphSource) -> dict[str, tuple[int, ...]]:
     """Run once and check what comes out: output name -> shape. ExportError where it breaks the role's contract."""
     source.module.eval()
-    feed = example_feed(source.inputs, TRIAL_SIZES)
+    feed = example_feed(source.inputs, EXAMPLE_SIZES)
     expected = OUTPUTS[source.role]
     wanted = f"{source.role} outputs {', '.join(f'{name} {shape}' for name, shape in expected.items())}"
     try:
@@ -156,7 +149,7 @@ def trial(source: GraphSource) -> dict[str, tuple[int, ...]]:
         raise _breaks(f"{type(error).__name__}: {str(error)[:200]}", wanted) from error
     tensors: Sequence[Any] = (found,) if isinstance(found, Tensor) else tuple(found)
     shapes = [tuple(t.shape) if isinstance(t, Tensor) else type(t).__name__ for t in tensors]
-    sizes: dict[str, int] = {"batch": TRIAL_SIZES["batch"]}
+    sizes: dict[str, int] = {"batch": EXAMPLE_SIZES["batch"]}
     if len(shapes) != len(expected) or not all(map(_fits, shapes, expected.values(), [sizes] * len(shapes))):
         raise _breaks(f"shapes {shapes}", wanted)
     return dict(zip(expected, (tuple(t.shape) for t in tensors), strict=True))

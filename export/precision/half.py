@@ -21,9 +21,9 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 from torch.utils import _pytree as pytree
 
-from posekit.export.example_feed import example_feed
+from posekit.export.example_feed import EXAMPLE_SIZES, example_feed
 from posekit.export.precision.fold_norms import fold_norms
-from posekit.export.precision.trunk import TRIAL_SIZES, Trunk, read_trunk, tensors_in
+from posekit.export.precision.trunk import Trunk, read_trunk, tensors_in
 from posekit.export.systems import GraphSource
 from posekit.runtime.errors import PrecisionError
 
@@ -89,7 +89,7 @@ def half_source(source: GraphSource, dtype: torch.dtype = torch.float16) -> Grap
     then fails or gives other types.
     """
     trunk = read_trunk(source)
-    feed = example_feed(source.inputs, TRIAL_SIZES)
+    feed = example_feed(source.inputs, EXAMPLE_SIZES)
     feeds = [torch.from_numpy(feed[spec.name]) for spec in source.inputs]
     network = copy.deepcopy(source.module).eval()
     with torch.inference_mode():

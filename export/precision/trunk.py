@@ -14,12 +14,11 @@ import torch
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
-from posekit.export.example_feed import example_feed
+from posekit.export.example_feed import EXAMPLE_SIZES, example_feed
 from posekit.export.systems import GraphSource
 from posekit.runtime.errors import PrecisionError
 
 EXCEPT = "-"
-TRIAL_SIZES = {"batch": 2, "views": 7}
 PIXELS = frozenset({"crops", "image"})  # every other input is geometry
 
 
@@ -96,7 +95,7 @@ def _observed(source: GraphSource) -> _Observed:
     handles = [
         module.register_forward_hook(watch(name), with_kwargs=True) for name, module in source.module.named_modules()
     ]
-    feed = example_feed(source.inputs, TRIAL_SIZES)
+    feed = example_feed(source.inputs, EXAMPLE_SIZES)
     inputs = {spec.name: torch.from_numpy(feed[spec.name]) for spec in source.inputs}
     try:
         with torch.inference_mode():

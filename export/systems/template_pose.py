@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from posekit.export.networks.entrance import Entrance
 from posekit.export.networks.local_head import LocalHead, places_of_map, unit_descriptors
-from posekit.export.networks.matcher import Matcher
+from posekit.export.networks.matcher import matcher_graph
 from posekit.export.networks.resnet import resnet
 from posekit.export.systems import GraphSource, PathPlan, System
 from posekit.runtime.crop import PRESETS, CropPreset
@@ -101,14 +101,9 @@ def bank_graphs(
 ) -> dict[str, GraphSource]:
     """The two graphs of a template bank: "embedder" and "matcher". trunk: of the embedder; the matcher has none."""
     crops = TensorSpec("crops", "uint8", ("batch", size_px, size_px, 3))
-    match = (
-        TensorSpec("descriptors", "float32", ("batch", places, channels)),
-        TensorSpec("templates", "float32", (places, channels, "views")),
-        TensorSpec("weights", "float32", (places, "views")),
-    )
     return {
         "embedder": GraphSource("embedder", Embedder(network), (crops,), ("descriptors",), trunk),
-        "matcher": GraphSource("matcher", Matcher(THRESHOLD), match, ("index", "score")),
+        "matcher": matcher_graph(places, channels, THRESHOLD),
     }
 
 

@@ -52,7 +52,7 @@ def _ort(providers: tuple[str, ...], model: memoryview, graph: GraphEntry, threa
 
 
 def _tensorrt(flavour: FlavourName, model: memoryview, graph: GraphEntry, threads: int | None) -> Session:
-    return tensorrt.open_session(model, graph.inputs, graph.outputs, flavour, crops_per_pass=graph.crops_per_pass)
+    return tensorrt.open_session(model, graph, flavour)
 
 
 SMALLEST_FIRST: tuple[Precision, ...] = ("int8", "fp16", "fp32")

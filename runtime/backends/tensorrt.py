@@ -21,6 +21,7 @@ from posekit.runtime import cuda
 from posekit.runtime.backends.declared import as_declared
 from posekit.runtime.backends.opened import OpenedSession
 from posekit.runtime.backends.resident import Array, Residents, unchanging
+from posekit.runtime.bank import MIN_VIEWS, search_of
 from posekit.runtime.cuda.driver import Bytes, Driver
 from posekit.runtime.engines import api
 from posekit.runtime.engines.api import FlavourName, Log, listening
@@ -31,7 +32,7 @@ from posekit.runtime.engines.options import AxisRange, BuildOptions
 from posekit.runtime.engines.plan import engine_from_plan
 from posekit.runtime.errors import BackendError, EngineError, SpecError
 from posekit.runtime.machine import l4t
-from posekit.runtime.manifest import DEFAULT_CROPS_PER_PASS
+from posekit.runtime.manifest import DEFAULT_CROPS_PER_PASS, DEFAULT_VIEWS, GraphEntry
 from posekit.runtime.session import Session
 from posekit.runtime.tensor import Feed, TensorSpec, written
 
@@ -43,9 +44,7 @@ DTYPES = {
     "FLOAT": "float32", "HALF": "float16", "INT8": "int8", "UINT8": "uint8", "INT32": "int32", "INT64": "int64",
     "BOOL": "bool",
 }  # fmt: skip
-VIEWS = AxisRange(5, 642, 8192)  # of a bank: any that may be swapped in
 
-CropsPerPass = tuple[int, int, int]  # fewest, usual, most
 Key = tuple[tuple[tuple[int, ...], int], ...]  # per input its shape and its address
 
 
@@ -308,40 +307,33 @@ def missing(flavour: FlavourName) -> str | None:
 
 def open_session(
     model: bytes | memoryview,
-    inputs: tuple[TensorSpec, ...],
-    outputs: tuple[TensorSpec, ...],
+    graph: GraphEntry,
     flavour: FlavourName,
     *,
-    crops_per_pass: CropsPerPass | None = None,
     driver: Driver | None = None,
     cache: EngineCache | None = None,
 ) -> Session:
     """The engine of an ONNX graph for the GPU that is here, built if it is not cached, on a session.
 
-    inputs, outputs, crops_per_pass: as the manifest declares them.  driver, cache: defaults are `cuda.open_driver` and the user's cache.
+    graph: as the manifest declares it.  driver, cache: defaults are `cuda.open_driver` and the user's cache.
     Raises BackendError (no driver, no GPU) and EngineError (what TensorRT refuses, in its words).
     """
     driver = driver or cuda.open_driver()  # first: without a GPU nothing needs to be built
     module = api.tensorrt_module(flavour)
-    key = key_for(model, inputs, flavour, driver, crops_per_pass)
+    key = key_for(model, graph, flavour, driver)
     with driver.current():
-        cached = (cache or EngineCache()).plan_for(key, partial(build_plan, model, inputs, key.options))
+        cached = (cache or EngineCache()).plan_for(key, partial(build_plan, model, graph.inputs, key.options))
         engine = engine_from_plan(flavour, cached.plan)
-    return TensorRtSession(engine, module, driver, inputs=inputs, outputs=outputs, engine_origin=cached.reason)
+    declared = {"inputs": graph.inputs, "outputs": graph.outputs}
+    return TensorRtSession(engine, module, driver, **declared, engine_origin=cached.reason)
 
 
-def key_for(
-    model: bytes | memoryview,
-    inputs: tuple[TensorSpec, ...],
-    flavour: FlavourName,
-    driver: Driver,
-    crops_per_pass: CropsPerPass | None = None,
-) -> EngineKey:
+def key_for(model: bytes | memoryview, graph: GraphEntry, flavour: FlavourName, driver: Driver) -> EngineKey:
     """What `open_session` looks its engine up by. Raises EngineError: no such module, an axis of unknown range."""
     ahead_of_time = api.FLAVOURS[flavour].ahead_of_time
     options = BuildOptions(
         flavour,
-        profiles=profiles_for(inputs, crops_per_pass),
+        profiles=profiles_for(graph),
         compute_capabilities=(driver.device.sm,) if ahead_of_time else (),
     )
     version = api.tensorrt_module(flavour).__version__
@@ -349,12 +341,12 @@ def key_for(
     return EngineKey(graph_sha256, options, version, None if ahead_of_time else _device(driver))
 
 
-def profiles_for(
-    inputs: tuple[TensorSpec, ...], crops_per_pass: CropsPerPass | None = None
-) -> tuple[dict[str, AxisRange], ...]:
+def profiles_for(graph: GraphEntry) -> tuple[dict[str, AxisRange], ...]:
     """What an engine is built for: a range per dynamic axis; none for a static graph. EngineError for an unknown axis."""
-    ranges = {"batch": AxisRange(*(crops_per_pass or DEFAULT_CROPS_PER_PASS)), "views": VIEWS}
-    axes = dict.fromkeys(axis for spec in inputs for axis in spec.shape if isinstance(axis, str))
+    fewest, most = MIN_VIEWS[search_of(graph.inputs)], graph.views or DEFAULT_VIEWS
+    crops = AxisRange(*(graph.crops_per_pass or DEFAULT_CROPS_PER_PASS))
+    ranges = {"batch": crops, "views": AxisRange(fewest, most, most)}
+    axes = dict.fromkeys(axis for spec in graph.inputs for axis in spec.shape if isinstance(axis, str))
     unknown = [axis for axis in axes if axis not in ranges]
     if unknown:
         raise EngineError(

@@ -30,12 +30,12 @@ from posekit.benchmarks.studies.machine import Machine
 from posekit.benchmarks.studies.precision_result import Run, read, write
 from posekit.export.example_feed import example_feed
 from posekit.export.networks.entrance import Entrance
+from posekit.export.networks.matcher import matcher_graph
 from posekit.export.pipeline import export_recipe
 from posekit.export.recipe import recipe_from_toml
 from posekit.export.recipe_networks import built_network, detector_network
 from posekit.export.reference.demo import Demo, write_demo
 from posekit.export.systems import GraphSource, PathPlan
-from posekit.export.systems.template_pose import bank_graphs
 from posekit.runtime.bank import bank_from_bytes
 from posekit.runtime.crop import CropPreset
 from posekit.runtime.errors import InputError
@@ -117,9 +117,10 @@ def test_all_retrieval_finds_the_same_views(size: Size) -> None:
     with retrieval(size, threads=1) as found:
         result = held(found, rounds=1, pause_s=0.0)
     names = {row.contender for row in result.rows}
-    assert {"posekit", "NumPy", "PyTorch eager"} < names
+    assert {"posekit", "posekit, coarse", "NumPy", "PyTorch eager"} < names
     assert any(name.startswith("FAISS") for name in names)
-    assert all(row.deviations["top1"] == 0 for row in result.rows)
+    assert all(row.deviations["top1"] == 0 for row in result.rows if "fp16" not in row.contender)
+    assert all(row.deviations["short"] < 2e-3 for row in result.rows)
     assert ("FAISS flat alone" in result.absent) == (size.threshold is not None)
 
 
@@ -138,15 +139,16 @@ def test_a_peer_that_is_not_installed_is_said(monkeypatch: pytest.MonkeyPatch) -
 
 @given(st.integers(0, 1000))
 def test_the_right_views_are_those_that_the_queries_show(seed: int) -> None:
-    """At 0.3 noise a view is nearer to its query than any of some hundred random ones; scores do not rise again."""
+    """The best have the highest scores; what a view shows has unit length, what it does not is zero."""
     views = made_views(Size("any", 8, 16, 300, 2), seed)
     index, score = exact(views)
     assert index.shape == score.shape == (2, 5)
     assert (np.diff(score, axis=1) <= 0).all()
-    assert (score[:, 0] > 0.8).all()
-    assert (score[:, 1] < 0.8).all()
-    cosine = np.einsum("blc,lcn->bln", views.queries, views.templates)
-    assert (np.einsum("bln,ln->bn", cosine, views.weights).argmax(axis=1) == index[:, 0]).all()
+    lengths = np.linalg.norm(views.templates, axis=1)
+    assert (np.isclose(lengths, 1) | (lengths == 0)).all()
+    assert np.allclose(lengths.sum(axis=0) * views.weights, 1)
+    scores = np.einsum("blc,lcn,n->bn", views.queries, views.templates, views.weights)
+    assert (np.take_along_axis(scores, index[:, :1], 1)[:, 0] > scores.max(axis=1) - 1e-5).all()
 
 
 @pytest.mark.parametrize("method", PEERS)
@@ -197,8 +199,8 @@ def test_the_numpy_matcher_says_what_the_networks_own_says() -> None:
     bank = bank_from_bytes(bank_bytes("0" * 64), "bank")
     templates = rng.standard_normal((4, 8, 6)).astype(np.float32)
     templates /= np.linalg.norm(templates, axis=1, keepdims=True)
-    banks = {1: replace(bank, templates=templates, weights=rng.random((4, 6)).astype(np.float32))}
-    matcher = nets.eager(bank_graphs(torch.nn.Identity(), 32, 4, 8, ())["matcher"])
+    banks = {1: replace(bank, matched={"templates": templates, "weights": rng.random(6).astype(np.float32)})}
+    matcher = nets.eager(matcher_graph(4, 8, 0.2))
     for view in range(6):
         shown = np.ascontiguousarray(templates[:, :, view])
         ours, theirs = pipelines._numpy_match(banks)(shown, 1), pipelines._torch_match(matcher, banks)(shown, 1)
@@ -290,7 +292,7 @@ def random_bank(object_id: int, crop: CropPreset, views: int = 40) -> bytes:
         crop,
         object_id,
         templates=templates,
-        weights=np.full((36, views), 1 / 36, np.float32),
+        weights=np.full(views, 1 / 36, np.float32),
         R=np.array(turns, np.float32),
         t_m=np.tile(np.array([0, 0, 1], np.float32), (views, 1)),
         box_xyxy_px=np.tile(np.array([40, 40, 60, 60], np.float32), (views, 1)),

@@ -78,10 +78,12 @@ def toy(model: ObjectModel, tmp_path_factory: pytest.TempPathFactory) -> Templat
 
 def test_the_runtime_reads_what_was_built(toy: TemplateBank) -> None:
     assert toy.object_id == 7
-    assert toy.templates.shape == (64, 192, 168)
-    assert toy.templates.dtype == np.float32
-    np.testing.assert_allclose(toy.weights.sum(axis=0), 1, rtol=1e-5)
-    assert ((toy.weights == 0) | np.isclose(toy.weights, toy.weights.max(axis=0))).all()
+    assert toy.matched["templates"].shape == (64, 192, 168)
+    assert toy.matched["templates"].dtype == np.float32
+    lengths = np.linalg.norm(toy.matched["templates"], axis=1)
+    seen = np.isclose(lengths, 1, atol=1e-5)
+    assert (seen | (lengths == 0)).all()
+    np.testing.assert_allclose(toy.matched["weights"] * seen.sum(axis=0), 1, rtol=1e-5)
     assert (toy.t_m[:, :2] == 0).all()
     check_bank_fits(toy, toy.object_id, SHA, json_from_record(PRESET), "bank")
     views = json.loads(toy.metadata["views"])
@@ -99,7 +101,7 @@ def test_the_object_fills_the_template_camera(toy: TemplateBank) -> None:
 
 def scores(bank: TemplateBank, pixels: npt.NDArray[np.uint8]) -> npt.NDArray[np.float64]:
     query = Patches().run({"crops": pixels[None]})["descriptors"][0]
-    return np.asarray(np.einsum("lc,lcn,ln->n", query, bank.templates, bank.weights), np.float64)
+    return np.asarray(np.einsum("lc,lcn,n->n", query, bank.matched["templates"], bank.matched["weights"]), np.float64)
 
 
 def test_every_view_finds_itself_and_another_camera_gets_the_pose(model: ObjectModel, toy: TemplateBank) -> None:
@@ -124,7 +126,7 @@ def test_where_the_meshs_origin_is_does_not_matter(model: ObjectModel, toy: Temp
     moved = built(transformed(model, np.eye(3), shift_m), tmp_path / "moved.safetensors")
     np.testing.assert_allclose(moved.centre_m - toy.centre_m, shift_m, atol=1e-6)
     np.testing.assert_allclose(moved.box_xyxy_px, toy.box_xyxy_px, atol=1.0)  # float32 vertices move an edge by a pixel
-    assert np.quantile(np.abs(moved.templates - toy.templates), 0.99) < 0.05
+    assert np.quantile(np.abs(moved.matched["templates"] - toy.matched["templates"]), 0.99) < 0.05
     K = np.array([[500.0, 0, 300], [0, 500, 260], [0, 0, 1]])
     for i in range(0, len(toy.R), 13):
         box = (toy.box_xyxy_px[i], toy.K)
@@ -139,20 +141,46 @@ def test_where_the_meshs_origin_is_does_not_matter(model: ObjectModel, toy: Temp
 def test_turning_a_picture_is_nearly_rendering_it_turned(model: ObjectModel, toy: TemplateBank, tmp_path: Path) -> None:
     turned = built(model, tmp_path / "turned.safetensors", BankRecipe(42, 4, "rotate", supersample=1))
     np.testing.assert_array_equal(turned.R, toy.R)
-    np.testing.assert_array_equal(turned.templates[..., ::4], toy.templates[..., ::4])  # upright ones are rendered
+    np.testing.assert_array_equal(
+        turned.matched["templates"][..., ::4], toy.matched["templates"][..., ::4]
+    )  # upright ones are rendered
     assert np.abs(turned.box_xyxy_px - toy.box_xyxy_px).max() <= 2.0
-    similarity = np.einsum("lcn,lcn,ln->n", turned.templates, toy.templates, toy.weights)
-    wrong = np.einsum("lcn,lcn,ln->n", np.roll(turned.templates, 1, axis=2), toy.templates, toy.weights)
+    similarity = np.einsum(
+        "lcn,lcn,n->n", turned.matched["templates"], toy.matched["templates"], toy.matched["weights"]
+    )
+    wrong = np.einsum(
+        "lcn,lcn,n->n",
+        np.roll(turned.matched["templates"], 1, axis=2),
+        toy.matched["templates"],
+        toy.matched["weights"],
+    )
     assert similarity.mean() > 0.9
     assert similarity.mean() > wrong.mean() + 0.2
 
 
+def test_a_coarse_bank_has_the_same_views_and_their_sketches(
+    model: ObjectModel, toy: TemplateBank, tmp_path: Path
+) -> None:
+    coarse = built(model, tmp_path / "coarse.safetensors", BankRecipe(42, 4, supersample=1, search="coarse"))
+    assert (toy.search, coarse.search) == ("flat", "coarse")
+    rows = coarse.matched["templates"].reshape(168, -1) * coarse.matched["weights"][:, None]
+    np.testing.assert_array_equal(coarse.matched["templates"].transpose(1, 2, 0), toy.matched["templates"])
+    np.testing.assert_allclose((rows @ coarse.matched["projection"]).T, coarse.matched["sketches"], atol=1e-5)
+    kept = (coarse.matched["sketches"] ** 2).sum(axis=0) / (rows**2).sum(axis=1)
+    assert np.median(kept) > 0.9  # of what a view is, in 64 of 12288 numbers
+
+
+def test_a_coarse_bank_needs_more_views_than_a_shortlist(model: ObjectModel, tmp_path: Path) -> None:
+    with pytest.raises(ExportError, match="coarse bank: got 42, expected at least 128"):
+        built(model, tmp_path / "bank", BankRecipe(42, 1, search="coarse"))
+
+
 def test_fp16_halves_the_templates_and_nothing_else(model: ObjectModel, toy: TemplateBank, tmp_path: Path) -> None:
     half = built(model, tmp_path / "half.safetensors", BankRecipe(42, 4, precision="fp16", supersample=1))
-    assert half.templates.dtype == np.float16
+    assert half.matched["templates"].dtype == np.float16
     assert half.metadata["precision"] == "fp16"
-    np.testing.assert_allclose(half.templates.astype(np.float32), toy.templates, atol=5e-4)
-    np.testing.assert_array_equal(half.weights, toy.weights)
+    np.testing.assert_allclose(half.matched["templates"].astype(np.float32), toy.matched["templates"], atol=5e-4)
+    np.testing.assert_array_equal(half.matched["weights"], toy.matched["weights"])
 
 
 def test_equal_input_gives_equal_bytes_in_memory_or_through_a_file(
@@ -243,4 +271,4 @@ def test_a_place_counts_when_any_pixel_of_the_object_is_in_it() -> None:
 
 
 def test_no_view_is_without_weights(toy: TemplateBank) -> None:
-    assert (toy.weights.max(axis=0) > 0).all()
+    assert (toy.matched["weights"] > 0).all()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from pathlib import Path
+from typing import get_args
 
 import onnx
 import pytest
@@ -13,10 +14,12 @@ from toy_engines import compiled_as_written, rtx_only
 from posekit.calibration.qdq import quantised_nodes
 from posekit.calibration.ranges import calibrate
 from posekit.export.example_feed import example_feed
+from posekit.export.networks.matcher import matcher_graph
 from posekit.export.onnx_from_network import onnx_from_network
 from posekit.export.precision.half import half_source
 from posekit.export.precision.int8 import int8_content
 from posekit.export.systems import SYSTEMS, GraphSource, system_named
+from posekit.runtime.bank import Search
 from posekit.runtime.engines.options import RTX_CAPABILITIES
 from posekit.runtime.tensor import Feed
 
@@ -40,6 +43,12 @@ def test_every_graph_of_a_system_compiles_as_written(name: str, tmp_path: Path) 
                 assert multiplied(half, capability)["Half"] > 0
                 # Products that share their input may become one kernel; that each is an Int8 one is checked by name.
                 assert 0 < multiplied(int8, capability)["Int8"] <= len(quantised_nodes(onnx.load_from_string(int8)))
+
+
+@rtx_only
+@pytest.mark.parametrize("search", get_args(Search))
+def test_both_matchers_compile_as_written(search: Search, tmp_path: Path) -> None:
+    compiled_as_written(exported(matcher_graph(36, 16, 0.2, search), tmp_path), RTX_CAPABILITIES[:1])
 
 
 def exported(source: GraphSource, folder: Path) -> bytes:

@@ -1,4 +1,4 @@
-"""The matcher graph is its formula, and the formula finds what is there."""
+"""The matcher graphs are their formula, the coarse one finds what the flat one finds, and both find what is there."""
 
 from __future__ import annotations
 
@@ -8,103 +8,139 @@ import numpy as np
 import numpy.typing as npt
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
+from onnx import load_model
 
-from posekit.export.networks.matcher import BEST, Matcher
+from posekit.export.bank import matched_arrays
+from posekit.export.networks.matcher import BEST, matcher_graph
 from posekit.export.onnx_from_network import onnx_from_network
-from posekit.export.systems import GraphSource
-from posekit.runtime.tensor import TensorSpec
+from posekit.runtime.backends.ort import OrtSession
+from posekit.runtime.bank import MATCHED, SHORTLIST, Search
 
-Array = npt.NDArray[np.float64]
+Array = npt.NDArray[np.float32]
+Found = tuple[npt.NDArray[np.int64], Array]
 seeds = st.integers(0, 2**32 - 1)
+searches = st.sampled_from(["flat", "coarse"])
 
 
-def unit(x: Array, axis: int) -> Array:
+def unit(x: npt.NDArray[np.floating], axis: int) -> npt.NDArray[np.float64]:
     return np.asarray(x / np.linalg.norm(x, axis=axis, keepdims=True))
 
 
 def random_bank(rng: np.random.Generator, places: int, channels: int, views: int) -> tuple[Array, Array]:
-    """templates (L, C, N), weights (L, N)."""
-    mask = rng.random((places, views)) < 0.7
-    mask[0] = True
-    return unit(rng.normal(size=(places, channels, views)), 1), mask / mask.sum(axis=0)
+    """descriptors (N, L, C) of views, weights (N,)."""
+    seen = rng.random((views, places)) < 0.7
+    seen[:, 0] = True
+    descriptors = unit(rng.normal(size=(views, places, channels)), 2) * seen[..., None]
+    return descriptors.astype(np.float32), (1 / seen.sum(axis=1)).astype(np.float32)
 
 
-def match(matcher: Matcher, *arrays: Array) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.float32]]:
-    index, score = matcher(*(torch.from_numpy(a).float() for a in arrays))
+def match(search: Search, threshold: float | None, q: Array, t: Array, w: Array) -> Found:
+    """q: (B, L, C), t: (N, L, C), w: (N,)."""
+    graph = matcher_graph(t.shape[1], t.shape[2], threshold, search)
+    index, score = graph.module(
+        *map(torch.from_numpy, (q.copy(), *(np.array(a) for a in matched_arrays(t, w, search).values())))
+    )
     return index.numpy(), score.numpy()
 
 
-def formula(q: Array, t: Array, w: Array, threshold: float | None) -> Array:
+def formula(q: Array, t: Array, w: Array, threshold: float | None) -> npt.NDArray[np.float64]:
     """Score (B, N), in plain loops over crops and views."""
-    score = np.zeros((len(q), t.shape[2]))
+    score = np.zeros((len(q), len(t)))
     for b in range(len(q)):
-        for n in range(t.shape[2]):
-            c = (q[b] * t[:, :, n]).sum(axis=1)
-            score[b, n] = (w[:, n] * (c if threshold is None else np.where(c <= threshold, 0.0, c))).sum()
+        for n in range(len(t)):
+            c = (q[b] * t[n]).sum(axis=1)
+            score[b, n] = w[n] * (c if threshold is None else np.where(c <= threshold, 0.0, c)).sum()
     return score
 
 
-@given(seeds, st.sampled_from([None, 0.2, 0.0]), st.sampled_from([(1, 16), (9, 4)]))
-def test_matcher_is_the_formula(seed: int, threshold: float | None, size: tuple[int, int]) -> None:
+@given(searches, seeds, st.sampled_from([None, 0.2, 0.0]), st.sampled_from([(1, 16), (9, 4)]))
+@settings(max_examples=30)
+def test_matchers_are_the_formula(search: Search, seed: int, threshold: float | None, size: tuple[int, int]) -> None:
+    """With no more views than a shortlist holds, the coarse search is exact whatever the sketches say."""
     rng = np.random.default_rng(seed)
-    t, w = random_bank(rng, *size, views=11)
-    q = unit(rng.normal(size=(3, *size)), 2)
-    index, score = match(Matcher(threshold), q, t, w)
+    t, w = random_bank(rng, *size, views=SHORTLIST)
+    q = unit(rng.normal(size=(3, *size)), 2).astype(np.float32)
+    index, score = match(search, threshold, q, t, w)
     expected = formula(q, t, w, threshold)
     np.testing.assert_allclose(score, -np.sort(-expected, axis=1)[:, :BEST], atol=1e-6)
     np.testing.assert_allclose(np.take_along_axis(expected, index, axis=1), score, atol=1e-6)
     assert all(len(set(row)) == BEST for row in index.tolist())
 
 
-@given(seeds)
-def test_every_view_finds_itself(seed: int) -> None:
-    t, w = random_bank(np.random.default_rng(seed), 16, 8, 40)
-    index, score = match(Matcher(), t.transpose(2, 0, 1), t, w)
-    assert index[:, 0].tolist() == list(range(40))
+@given(searches, seeds)
+@settings(max_examples=20)
+def test_every_view_finds_itself(search: Search, seed: int) -> None:
+    t, w = random_bank(np.random.default_rng(seed), 16, 8, 300)
+    index, score = match(search, 0.2, t, t, w)
+    assert index[:, 0].tolist() == list(range(300))
     np.testing.assert_allclose(score[:, 0], 1.0, atol=1e-6)
 
 
-def test_equal_views_are_all_among_the_best() -> None:
+@pytest.mark.parametrize("search", ["flat", "coarse"])
+def test_equal_views_are_all_among_the_best(search: Search) -> None:
     """A symmetric object looks the same from several views: they tie, and none is lost."""
-    t, w = random_bank(np.random.default_rng(0), 16, 8, 12)
-    t[:, :, 7], w[:, 7] = t[:, :, 2], w[:, 2]
-    index, score = match(Matcher(), t[None, :, :, 2], t, w)
+    t, w = random_bank(np.random.default_rng(0), 16, 8, 200)
+    t[7], w[7] = t[2], w[2]
+    index, score = match(search, 0.2, t[2:3], t, w)
     assert set(index[0, :2].tolist()) == {2, 7}
     assert score[0, 0] == pytest.approx(score[0, 1])
 
 
-@given(seeds, st.integers(0, 11))
-def test_an_empty_template_never_wins(seed: int, empty: int) -> None:
+@given(searches, seeds, st.integers(0, 199))
+@settings(max_examples=20)
+def test_a_view_that_shows_nothing_never_wins(search: Search, seed: int, empty: int) -> None:
     rng = np.random.default_rng(seed)
-    t, w = random_bank(rng, 9, 4, 12)
-    w[:, empty] = 0
-    matching = (empty + 5) % 12
-    index, score = match(Matcher(), t[None, :, :, empty] * 0.3 + t[None, :, :, matching] * 0.7, t, w)
+    t, w = random_bank(rng, 9, 4, 200)
+    w[empty] = 0
+    matching = (empty + 5) % 200
+    index, score = match(search, 0.2, t[[empty]] * 0.3 + t[[matching]] * 0.7, t, w)
     assert index[0, 0] != empty
     assert score[0, 0] > 0
 
 
-def test_what_the_template_masks_out_does_not_count() -> None:
+@pytest.mark.parametrize("search", ["flat", "coarse"])
+def test_what_the_view_does_not_show_does_not_count(search: Search) -> None:
     rng = np.random.default_rng(1)
-    t, w = random_bank(rng, 9, 4, 12)
-    q = t.transpose(2, 0, 1)[3:4].copy()
-    q[0, w[:, 3] == 0] = unit(rng.normal(size=(int((w[:, 3] == 0).sum()), 4)), 1)  # clutter
-    index, score = match(Matcher(), q, t, w)
+    t, w = random_bank(rng, 9, 4, 200)
+    q = t[3:4].copy()
+    hidden = (t[3] == 0).all(axis=1)
+    q[0, hidden] = unit(rng.normal(size=(int(hidden.sum()), 4)), 1)  # clutter
+    index, score = match(search, 0.2, q, t, w)
     assert index[0, 0] == 3
     assert score[0, 0] == pytest.approx(1.0, abs=1e-6)
 
 
+@pytest.mark.parametrize("search", ["flat", "coarse"])
 @pytest.mark.parametrize("threshold", [None, 0.2])
-def test_matcher_exports_with_any_number_of_views(tmp_path: Path, threshold: float | None) -> None:
-    inputs = (
-        TensorSpec("descriptors", "float32", ("batch", 9, 4)),
-        TensorSpec("templates", "float32", (9, 4, "views")),
-        TensorSpec("weights", "float32", (9, "views")),
-    )
-    graph = onnx_from_network(
-        GraphSource("matcher", Matcher(threshold), inputs, ("index", "score")), tmp_path / "m.onnx"
-    )
+def test_matchers_export_with_any_number_of_views(tmp_path: Path, search: Search, threshold: float | None) -> None:
+    graph = onnx_from_network(matcher_graph(9, 4, threshold, search), tmp_path / "m.onnx")
+    assert [spec.name for spec in graph.inputs] == ["descriptors", *MATCHED[search]]
     assert [spec.shape for spec in graph.outputs] == [("batch", 5), ("batch", 5)]
     assert graph.parity.worst < 1e-5
+    kinds = [node.op_type for node in load_model(tmp_path / "m.onnx").graph.node]
+    assert ("ThresholdedRelu" in kinds) == (threshold is not None)
+    assert not {"Where", "LessOrEqual"} & set(kinds)
+
+
+def test_a_shortlist_finds_what_all_views_find(tmp_path: Path) -> None:
+    """Views that change little from one to the next, as rendered ones do; queries with noise and clutter."""
+    rng = np.random.default_rng(0)
+    angles = np.linspace(0, 2 * np.pi, 3000, endpoint=False)
+    waves = np.stack([f(k * angles) for k in range(1, 9) for f in (np.sin, np.cos)])
+    t = unit((rng.normal(size=(16 * 12, 16)) @ waves).T.reshape(3000, 16, 12), 2).astype(np.float32)
+    w = np.full(3000, 1 / 16, np.float32)
+    shown = rng.choice(3000, 40)
+    q = t[shown] + rng.normal(scale=0.1, size=(40, 16, 12)).astype(np.float32)
+    q[:, :5] = rng.normal(size=(40, 5, 12))
+    q = unit(q, 2).astype(np.float32)
+    found = {}
+    for search in ("flat", "coarse"):
+        onnx_from_network(matcher_graph(16, 12, 0.2, search), tmp_path / "m.onnx")
+        session = OrtSession(tmp_path / "m.onnx", threads=1)
+        out = session.run({"descriptors": q, **matched_arrays(t, w, search)})
+        found[search] = out["index"][:, 0].tolist(), np.asarray(out["score"], np.float32)
+        session.close()
+    assert found["flat"][0] == found["coarse"][0]
+    np.testing.assert_allclose(found["flat"][1], found["coarse"][1], atol=1e-5)

@@ -282,7 +282,9 @@ SPECS = (
     TensorSpec("bbox_m", "float32", ("batch", 2, 3)),
     TensorSpec("descriptors", "float32", ("batch", 4, 8)),
     TensorSpec("templates", "float32", (4, 8, "views")),
-    TensorSpec("weights", "float32", (4, "views")),
+    TensorSpec("weights", "float32", ("views",)),
+    TensorSpec("projection", "float32", (32, 5)),
+    TensorSpec("sketches", "float32", (5, "views")),
     TensorSpec("image", "uint8", (1, 24, 32, 3)),
     TensorSpec("other", "float32", ("batch", 5)),
 )
@@ -295,7 +297,8 @@ def test_example_feeds_fit_their_specs_and_are_plausible() -> None:
     again = example_feed(SPECS, {"batch": 3, "views": 7}, seed=4)
     assert all(np.array_equal(feed[name], again[name]) for name in feed)
     np.testing.assert_allclose(np.linalg.norm(feed["templates"], axis=1), 1, rtol=1e-6)
-    np.testing.assert_allclose(feed["weights"].sum(axis=0), 1, rtol=1e-6)
+    assert ((feed["weights"] >= 1 / 4) & (feed["weights"] <= 1)).all()
+    np.testing.assert_allclose(feed["projection"].T @ feed["projection"], np.eye(5), atol=1e-6)
     centres = (feed["box"][:, :2] + feed["box"][:, 2:]) / 2
     in_crop = np.einsum("bij,bj->bi", feed["warp"][:, :, :2], centres) + feed["warp"][:, :, 2]
     np.testing.assert_allclose(in_crop, 7.5, atol=1e-4)  # the box's centre is the crop's

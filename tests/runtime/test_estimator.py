@@ -159,7 +159,8 @@ def test_a_bank_of_another_crop_is_refused(toy_bundle: Write) -> None:
     ("change", "cause"),
     [
         ({"R": np.zeros((5, 3, 3), np.float32)}, "R float32"),
-        ({"weights": np.ones((1, 6), np.float64)}, "weights float64"),
+        ({"weights": np.ones(6, np.float64)}, "weights float64"),
+        ({"weights": np.ones((1, 6), np.float32)}, "weights float32"),
         ({"K": np.full((3, 3), np.nan, np.float32)}, "K with NaN"),
         ({"templates": np.ones((1, 3, 4), np.float32)}, "4 views"),
         ({"templates": np.ones((3, 6), np.float32)}, "templates"),
@@ -168,6 +169,40 @@ def test_a_bank_of_another_crop_is_refused(toy_bundle: Write) -> None:
 def test_damaged_banks_are_refused(change: dict[str, Any], cause: str) -> None:
     with pytest.raises(BankError, match=cause):
         bank_from_bytes(bank_bytes("0" * 64, **change), "bank")
+
+
+def test_a_bank_for_another_search_is_refused(toy_bundle: Write) -> None:
+    with Bundle(toy_bundle()) as bundle:
+        sha256 = bundle.manifest.files["embedder.onnx"].sha256
+    refusal = pytest.raises(BankError, match=r"got a coarse bank.*expected templates \(1, 3, views\)")
+    with Bundle(toy_bundle(bank=coarse_bank_bytes(sha256))) as bundle, refusal:
+        PoseEstimator(bundle, path="bank")
+
+
+def coarse_bank_bytes(sha256: str, views: int = 128) -> bytes:
+    return bank_bytes(
+        sha256,
+        search="coarse",
+        templates=np.ones((views, 1, 3), np.float32),
+        weights=np.ones(views, np.float32),
+        projection=np.eye(3, 2, dtype=np.float32),
+        sketches=np.ones((2, views), np.float32),
+        R=np.tile(np.eye(3, dtype=np.float32), (views, 1, 1)),
+        t_m=np.tile(np.array([0, 0, 1], np.float32), (views, 1)),
+        box_xyxy_px=np.tile(np.array([40, 40, 60, 60], np.float32), (views, 1)),
+    )
+
+
+def test_a_coarse_bank_of_fewer_views_than_a_shortlist_is_refused() -> None:
+    assert bank_from_bytes(coarse_bank_bytes("0" * 64), "bank").search == "coarse"
+    with pytest.raises(BankError, match="127 views"):
+        bank_from_bytes(coarse_bank_bytes("0" * 64, 127), "bank")
+
+
+@pytest.mark.parametrize("search", ["fast", ""])
+def test_an_unknown_search_is_refused(search: str) -> None:
+    with pytest.raises(BankError, match=f"search {search!r}"):
+        bank_from_bytes(bank_bytes("0" * 64, search=search), "bank")
 
 
 def test_truncated_bank_is_refused() -> None:

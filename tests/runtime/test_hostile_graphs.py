@@ -26,7 +26,7 @@ FRAME = np.full((101, 101, 3), (200, 0, 0), np.uint8)
 MATCHER_INPUTS = (
     TensorSpec("descriptors", "float32", ("batch", 1, 3)),
     TensorSpec("templates", "float32", (1, 3, "views")),
-    TensorSpec("weights", "float32", (1, "views")),
+    TensorSpec("weights", "float32", ("views",)),
 )
 POSE = {"R": np.eye(3), "t": np.array([0, 0, 1.0]), "score": np.array(0.5)}
 Write = Callable[..., Path]
@@ -154,7 +154,7 @@ def test_an_image_of_one_pixel(toy_bundle: Write, path: str) -> None:
 def test_a_view_without_weights_never_wins(toy_bundle: Write) -> None:
     with Bundle(toy_bundle()) as bundle:
         sha256 = bundle.manifest.files["embedder.onnx"].sha256
-    one_left = np.array([[0, 0, 0, 1, 0, 0]], np.float32)
+    one_left = np.array([0, 0, 0, 1, 0, 0], np.float32)
     (found,) = estimates(toy_bundle(bank=bank_bytes(sha256, weights=one_left)), "bank", INSIDE)
     assert found.cam_from_obj.R[0, 0] == pytest.approx(-1)  # view 3, turned by half a turn
     assert estimates(toy_bundle(bank=bank_bytes(sha256, weights=0 * one_left)), "bank", INSIDE) == []
@@ -174,7 +174,7 @@ N = np.ones((6, 1), np.float32)
     ("change", "cause"),
     [
         ({"templates": np.full((1, 3, 6), np.nan, np.float32)}, "templates with NaN"),
-        ({"weights": np.full((1, 6), -1, np.float32)}, "weights below 0"),
+        ({"weights": np.full(6, -1, np.float32)}, "weights below 0"),
         ({"R": np.zeros((6, 3, 3), np.float32)}, "no rotation"),
         ({"R": np.tile(np.diag([1, 1, -1]).astype(np.float32), (6, 1, 1))}, "no rotation"),
         ({"t_m": np.array([[0, 0, 0]], np.float32) * N}, "behind the camera"),

@@ -319,7 +319,7 @@ def build_pose_engine(bundle: Path, flavour: FlavourName, gpu: SimulatedCuda) ->
     with pytest.MonkeyPatch.context() as patch, Bundle(bundle) as opened:
         simulate(patch, gpu)
         entry = opened.manifest.graphs["pose"]
-        tensorrt.open_session(opened.read("pose.onnx"), entry.inputs, entry.outputs, flavour, driver=gpu).close()
+        tensorrt.open_session(opened.read("pose.onnx"), entry, flavour, driver=gpu).close()
 
 
 def test_engines_are_told_apart_and_never_built(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

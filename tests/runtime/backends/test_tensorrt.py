@@ -6,7 +6,7 @@ import threading
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, cast, get_args
 
 import numpy as np
 import numpy.typing as npt
@@ -22,13 +22,14 @@ from posekit.runtime import cuda
 from posekit.runtime.backends import tensorrt
 from posekit.runtime.backends.ort import OrtSession
 from posekit.runtime.backends.tensorrt import TensorRtSession
+from posekit.runtime.bank import MATCHED, MIN_VIEWS, Search
 from posekit.runtime.engines import api
 from posekit.runtime.engines.build import BuildReport, BuiltPlan
 from posekit.runtime.engines.cache import Device, EngineCache
-from posekit.runtime.engines.options import BuildOptions
+from posekit.runtime.engines.options import AxisRange, BuildOptions
 from posekit.runtime.errors import BackendError, EngineError, SpecError
 from posekit.runtime.machine import l4t
-from posekit.runtime.manifest import DEFAULT_CROPS_PER_PASS
+from posekit.runtime.manifest import DEFAULT_CROPS_PER_PASS, DEFAULT_VIEWS, GraphEntry
 from posekit.runtime.tensor import TensorSpec
 
 Array = npt.NDArray[Any]
@@ -368,10 +369,22 @@ def test_two_streams_on_one_memory_are_a_violation() -> None:
 
 def test_axes_of_unknown_range_are_refused() -> None:
     with pytest.raises(EngineError, match=r"'height'.*batch, views"):
-        tensorrt.profiles_for((TensorSpec("image", "uint8", ("batch", "height", 3)),))
-    assert tensorrt.profiles_for((TensorSpec("image", "uint8", (1, 480, 3)),)) == ()
-    both = (TensorSpec("a", "float32", ("batch", 3)), TensorSpec("b", "float32", (3, "views")))
-    assert list(tensorrt.profiles_for(both)[0]) == ["batch", "views"]
+        tensorrt.profiles_for(graph_of(TensorSpec("image", "uint8", ("batch", "height", 3))))
+    assert tensorrt.profiles_for(graph_of(TensorSpec("image", "uint8", (1, 480, 3)))) == ()
+
+
+def graph_of(*inputs: TensorSpec) -> GraphEntry:
+    return GraphEntry("pose", {}, inputs, ())
+
+
+@pytest.mark.parametrize("search", get_args(Search))
+def test_a_matcher_is_built_for_the_banks_that_it_has(search: Search) -> None:
+    bank = [TensorSpec(name, "float32", ("views",)) for name in MATCHED[search]]
+    graph = graph_of(TensorSpec("descriptors", "float32", ("batch", 4, 8)), *bank)
+    (ranges,) = tensorrt.profiles_for(replace(graph, views=5832))
+    assert ranges["views"] == AxisRange(MIN_VIEWS[search], 5832, 5832)
+    (ranges,) = tensorrt.profiles_for(graph)
+    assert ranges["views"].max == DEFAULT_VIEWS
 
 
 class Builds:
@@ -397,7 +410,7 @@ def test_an_engine_is_built_once_per_gpu_and_kept(
     built, origins = [], []
     for driver in (one, one, other):
         builds = Builds(monkeypatch, driver)
-        session = tensorrt.open_session(TOY, *specs, "tensorrt", driver=driver, cache=cache)
+        session = tensorrt.open_session(TOY, GraphEntry("pose", {}, *specs), "tensorrt", driver=driver, cache=cache)
         origins.append(cast(TensorRtSession, session).engine_origin.split()[0])
         np.testing.assert_array_equal(session.run(crops)["pose"], reference.run(crops)["pose"])
         session.close()
@@ -416,7 +429,7 @@ def test_rtx_compiles_for_the_gpu_that_is_there(
     gpu = SimulatedCuda()
     builds = Builds(monkeypatch, gpu)
     specs = (reference.inputs, reference.outputs)
-    tensorrt.open_session(TOY, *specs, "rtx", driver=gpu, cache=EngineCache(tmp_path)).close()
+    tensorrt.open_session(TOY, GraphEntry("pose", {}, *specs), "rtx", driver=gpu, cache=EngineCache(tmp_path)).close()
     (options,) = builds.options
     assert options.compute_capabilities == (87,)
     assert options.profiles[0]["batch"].max >= DEFAULT_CROPS_PER_PASS[-1]
@@ -429,7 +442,7 @@ def test_without_a_gpu_nothing_is_built(monkeypatch: pytest.MonkeyPatch, tmp_pat
     builds = Builds(monkeypatch, SimulatedCuda())
     monkeypatch.setattr(cuda, "open_driver", no_gpu)
     with pytest.raises(BackendError, match="no libcuda"):
-        tensorrt.open_session(TOY, (), (), "tensorrt", cache=EngineCache(tmp_path))
+        tensorrt.open_session(TOY, graph_of(), "tensorrt", cache=EngineCache(tmp_path))
     assert not builds.options
 
 
@@ -449,7 +462,9 @@ def test_on_a_real_gpu(flavour: Any, precision: str, tmp_path: Path) -> None:
     reference = OrtSession(graph, threads=1)
     specs = (reference.inputs, reference.outputs)
     cache = EngineCache(tmp_path)
-    with cast(TensorRtSession, tensorrt.open_session(graph, *specs, flavour, cache=cache)) as session:
+    with cast(
+        TensorRtSession, tensorrt.open_session(graph, GraphEntry("pose", {}, *specs), flavour, cache=cache)
+    ) as session:
         for batch in (1, 3, 8, 1):
             crops = toy_precisions.feed(batch)
             got, wanted = (cast(Array, s.run(crops)["pose"]) for s in (session, reference))
