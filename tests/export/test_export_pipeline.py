@@ -15,10 +15,11 @@ import trimesh
 from onnx import helper, numpy_helper
 from safetensors.torch import save_file
 
+from posekit.bank_build import BankRequest, rebuild_bank
 from posekit.export import pipeline
 from posekit.export.mesh import read_mesh
 from posekit.export.pipeline import ExportReport, export_recipe
-from posekit.export.recipe import ExportRecipe, recipe_from_toml
+from posekit.export.recipe import BankRecipe, ExportRecipe, recipe_from_toml
 from posekit.export.recipe_networks import built_network
 from posekit.export.render import Renderer, headlight, shade
 from posekit.runtime.backends import open_session
@@ -154,6 +155,29 @@ def exported(folder: Path) -> ExportReport:
     assert names == ["objects", "graphs of find", "bank of brick for find", "pack"]
     assert all(any(s == (name, total, total) for s in stages) for name, _, total in stages)
     return report
+
+
+def test_a_coarse_search_finds_the_same_poses(exported: ExportReport, folder: Path) -> None:
+    """Through the whole road; and the bank can be built again without saying how it is searched."""
+    coarse = folder / "coarse.posekit"
+    made = recipe(folder, HEAD, FIND.replace("supersample = 1", 'supersample = 1, search = "coarse"'))
+    export_recipe(made, coarse, lambda *stage: None)
+    boxes = [np.array([200.0 + x, 150, 300 + x, 290]) for x in range(0, 200, 20)]
+    frame = np.random.default_rng(0).integers(0, 256, (480, 640, 3), np.uint8)
+    found = []
+    for path in (exported.path, coarse):
+        with Bundle(path) as bundle, PoseEstimator(bundle) as estimator:
+            assert bundle.manifest.graphs["find.matcher"].views == 168
+            estimates = estimator.estimate(frame, CAMERA, [Detection(4, 1.0, box) for box in boxes])
+            found.append([(e.cam_from_obj.as_matrix(), e.score) for e in estimates])
+    for (flat, flat_score), (near, near_score) in zip(*found, strict=True):
+        np.testing.assert_allclose(near, flat, atol=1e-6)
+        assert near_score == pytest.approx(flat_score, rel=1e-4)
+    views = BankRecipe(sphere=42, in_plane_steps=5, supersample=1)
+    rebuild_bank(BankRequest(coarse, 4, folder / "brick.ply", "mm", coarse, views), lambda done, total: None)
+    with Bundle(coarse) as bundle, PoseEstimator(bundle) as estimator:
+        assert (bundle.manifest.graphs["find.matcher"].views or 0) >= 210
+        assert len(estimator.estimate(frame, CAMERA, [Detection(4, 1.0, boxes[0])])) == 1
 
 
 def test_the_bundle_says_what_it_is(exported: ExportReport, folder: Path) -> None:

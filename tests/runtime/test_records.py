@@ -192,6 +192,7 @@ def test_a_manifest_survives_its_own_text() -> None:
         (("graphs", "embedder", "role"), "oracle", "oracle"),
         (("graphs", "embedder", "crops_per_pass"), [1, 8, 4], "crops_per_pass"),
         (("graphs", "embedder", "crops_per_pass"), [0, 1, 4], "crops_per_pass"),
+        (("graphs", "embedder", "views"), 0, "views"),
         (("graphs", "embedder", "inputs", 0, "dtype"), "object", "object"),
         (("graphs", "embedder", "inputs", 0, "shape"), [0, 3], r"\(0, 3\)"),
         (("objects", 0, "model"), "gone", "gone"),
