@@ -6,8 +6,10 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from functools import partial
 
-from posekit.runtime.backends import openvino, ort, tensorrt
+from posekit.runtime import cuda
+from posekit.runtime.backends import openvino, ort
 from posekit.runtime.bundle import Bundle
+from posekit.runtime.engines import api
 from posekit.runtime.engines.api import FlavourName
 from posekit.runtime.errors import BackendError
 from posekit.runtime.manifest import GraphEntry, Precision
@@ -51,8 +53,16 @@ def _ort(providers: tuple[str, ...], model: memoryview, graph: GraphEntry, threa
     return ort.OrtSession(model, providers=providers, threads=threads)
 
 
+def _tensorrt_missing(flavour: FlavourName) -> str | None:
+    """Why the flavour cannot run here, or None; only opening a session proves that it can."""
+    return api.missing(flavour) or cuda.missing()
+
+
 def _tensorrt(flavour: FlavourName, model: memoryview, graph: GraphEntry, threads: int | None) -> Session:
-    return tensorrt.open_session(model, graph, flavour)
+    driver = cuda.open_driver()  # first: what builds, keeps and runs engines is imported only where there is a GPU
+    from posekit.runtime.backends import tensorrt
+
+    return tensorrt.open_session(model, graph, flavour, driver=driver)
 
 
 SMALLEST_FIRST: tuple[Precision, ...] = ("int8", "fp16", "fp32")
@@ -60,9 +70,9 @@ PLAIN_FIRST: tuple[Precision, ...] = ("fp32", "fp16", "int8")
 
 BACKENDS: dict[str, Backend] = {
     "tensorrt": Backend(
-        partial(tensorrt.missing, "tensorrt"), SMALLEST_FIRST, partial(_tensorrt, "tensorrt"), "tensorrt"
+        partial(_tensorrt_missing, "tensorrt"), SMALLEST_FIRST, partial(_tensorrt, "tensorrt"), "tensorrt"
     ),
-    "tensorrt-rtx": Backend(partial(tensorrt.missing, "rtx"), SMALLEST_FIRST, partial(_tensorrt, "rtx"), "rtx"),
+    "tensorrt-rtx": Backend(partial(_tensorrt_missing, "rtx"), SMALLEST_FIRST, partial(_tensorrt, "rtx"), "rtx"),
     "onnxruntime-cuda": Backend(ort.missing_cuda, ("fp16", "fp32"), partial(_ort, ort.CUDA)),
     "openvino": Backend(openvino.missing, SMALLEST_FIRST, _openvino),
     "onnxruntime": Backend(ort.missing, PLAIN_FIRST, partial(_ort, ort.CPU)),

@@ -300,11 +300,6 @@ class TensorRtSession(OpenedSession):
         )
 
 
-def missing(flavour: FlavourName) -> str | None:
-    """Why the flavour cannot run here, or None; only opening a session proves that it can."""
-    return api.missing(flavour) or cuda.missing()
-
-
 def open_session(
     model: bytes | memoryview,
     graph: GraphEntry,

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import ctypes
+import sys
 import weakref
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -14,6 +16,8 @@ from posekit.runtime.cuda.driver import Array, Bytes, Device
 from posekit.runtime.errors import BackendError
 
 REMEDY_INSTALL = "pip install 'cuda-bindings>=12.9' (JetPack 6: also '<13')"
+LIBCUDA = "nvcuda.dll" if sys.platform == "win32" else "libcuda.so.1"  # as the bindings look for it
+NO_LIBCUDA = "no libcuda, which NVIDIA's driver brings"
 REMEDY_DRIVER = "Install NVIDIA's driver (Jetson: flash JetPack 6.1 or later), or take backend openvino or onnxruntime."
 
 
@@ -33,6 +37,7 @@ class CudaPythonDriver:
 
     def __init__(self, index: int = 0) -> None:
         """index: of the GPU. Raises BackendError: no package, no driver, no such GPU."""
+        _check_libcuda()
         import cuda.bindings
 
         self.provider = f"cuda-bindings {cuda.bindings.__version__}"
@@ -125,7 +130,7 @@ class CudaPythonDriver:
             code, *values = getattr(self._cuda, function)(*arguments)
         except RuntimeError as error:  # the bindings' way of saying that libcuda or this function is not there
             absent = type(error).__name__ == "DynamicLibNotFoundError"
-            got = "no libcuda, which NVIDIA's driver brings" if absent else f"{function}: {str(error).splitlines()[0]}"
+            got = NO_LIBCUDA if absent else f"{function}: {str(error).splitlines()[0]}"
             raise BackendError("CUDA", got=got, expected="an NVIDIA driver", remedy=REMEDY_DRIVER) from error
         if int(code) != 0:
             raise BackendError(f"CUDA {function}", got=code.name, expected="CUDA_SUCCESS", remedy=_remedy(code.name))
@@ -137,6 +142,15 @@ class _HostMemory:
 
     def __init__(self, pointer: int, size_bytes: int) -> None:
         self.__array_interface__ = {"shape": (size_bytes,), "typestr": "|u1", "data": (pointer, False), "version": 3}
+
+
+def _check_libcuda() -> None:
+    """Asked before the bindings are imported, which takes as long as opening the sessions of another backend."""
+    try:
+        ctypes.CDLL(LIBCUDA)
+    except OSError as error:
+        got = f"{NO_LIBCUDA} ({error})"
+        raise BackendError("CUDA", got=got, expected="an NVIDIA driver", remedy=REMEDY_DRIVER) from error
 
 
 def _imported() -> Any:

@@ -19,7 +19,7 @@ from simulated_cuda import SimulatedCuda, Violation
 from simulated_tensorrt import VERSIONS, Engine, module
 
 from posekit.runtime import cuda
-from posekit.runtime.backends import tensorrt
+from posekit.runtime.backends import BACKENDS, tensorrt
 from posekit.runtime.backends.ort import OrtSession
 from posekit.runtime.backends.tensorrt import TensorRtSession
 from posekit.runtime.bank import MATCHED, MIN_VIEWS, Search
@@ -448,7 +448,7 @@ def test_without_a_gpu_nothing_is_built(monkeypatch: pytest.MonkeyPatch, tmp_pat
 
 @pytest.fixture(params=["tensorrt", "rtx"])
 def flavour(request: pytest.FixtureRequest) -> Any:
-    why_not = tensorrt.missing(request.param)
+    why_not = next(row.missing() for row in BACKENDS.values() if row.engine == request.param)
     if why_not:
         pytest.skip(why_not)
     return request.param

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import ast
 import inspect
+import re
+import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -26,6 +28,7 @@ without_driver = pytest.mark.skipif(not NO_DRIVER, reason="this machine has an N
 
 
 def with_bindings(monkeypatch: pytest.MonkeyPatch) -> Driver:
+    monkeypatch.setattr(cuda_python, "_check_libcuda", lambda: None)
     monkeypatch.setattr(cuda_python, "_imported", Bindings)
     return CudaPythonDriver()
 
@@ -206,6 +209,20 @@ def test_without_a_driver_every_provider_says_why_not(monkeypatch: pytest.Monkey
     assert all(f"{name}: " in str(caught.value) for name in PROVIDERS)
     if PROVIDERS["cuda-bindings"].missing() is None:
         assert "cuda-bindings: no libcuda" in str(caught.value)
+
+
+def test_without_libcuda_the_bindings_are_not_even_imported() -> None:
+    """That takes longer than opening a session on another backend."""
+    code = (
+        "import sys\nfrom posekit.runtime.cuda import cuda_python\nfrom posekit.runtime.errors import BackendError\n"
+        "cuda_python.LIBCUDA = 'libabsent.so.1'\n"
+        "try:\n    cuda_python.CudaPythonDriver()\nexcept BackendError as error:\n    print(error)\n"
+        "print('cuda' in sys.modules)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    said, imported = done.stdout.splitlines()
+    assert re.match(r"CUDA: got no libcuda, .*\(libabsent\.so\.1: .*\), expected an NVIDIA driver\. Install", said)
+    assert imported == "False"
 
 
 def rows(**drivers: Driver | str) -> dict[str, Provider]:
