@@ -8,6 +8,7 @@ from functools import partial
 
 from posekit.runtime import cuda
 from posekit.runtime.backends import openvino, ort
+from posekit.runtime.backends.compiled import user_cache
 from posekit.runtime.bundle import Bundle
 from posekit.runtime.engines import api
 from posekit.runtime.engines.api import FlavourName
@@ -46,7 +47,8 @@ class BackendChoice:
 
 
 def _openvino(model: memoryview, graph: GraphEntry, threads: int | None) -> Session:
-    return openvino.OpenVinoSession(model, inputs=graph.inputs, outputs=graph.outputs, threads=threads)
+    cache = user_cache("openvino")
+    return openvino.OpenVinoSession(model, inputs=graph.inputs, outputs=graph.outputs, threads=threads, cache=cache)
 
 
 def _ort(providers: tuple[str, ...], model: memoryview, graph: GraphEntry, threads: int | None) -> Session:

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import hashlib
+import os
 from collections.abc import Sequence
 from importlib.util import find_spec
+from io import BytesIO
 from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
 import numpy.typing as npt
 
+from posekit.runtime.backends.compiled import CompiledCache, Unusable
 from posekit.runtime.backends.declared import as_declared
 from posekit.runtime.backends.opened import OpenedSession
 from posekit.runtime.backends.resident import Array, Residents, unchanging
@@ -41,11 +45,13 @@ class OpenVinoSession(OpenedSession):
         outputs: Sequence[TensorSpec] = (),
         threads: int | None = None,
         arithmetic: Arithmetic = "f32",
+        cache: CompiledCache | None = None,
     ) -> None:
         """model: an ONNX graph or its path.  inputs, outputs: as the manifest declares them, checked and kept.
 
         threads: None leaves it to OpenVINO.  arithmetic: of everything that the graph does not quantise; bf16 has 8
-        bits of mantissa and is refused where the CPU has no instructions for it. Raises BackendError.
+        bits of mantissa and is refused where the CPU has no instructions for it.  cache: of what was compiled before;
+        `engine_origin` says whether it was found. Raises BackendError.
         """
         self._openvino = openvino = imported_openvino()
         core = openvino.Core()
@@ -55,10 +61,11 @@ class OpenVinoSession(OpenedSession):
             wanted["INFERENCE_NUM_THREADS"] = threads
         try:
             content = model.read_bytes() if isinstance(model, Path) else bytes(model)
-            graph = core.read_model(content)
-            compiled = core.compile_model(graph, DEVICE, wanted)
-            found_inputs = [_spec(node, port) for node, port in zip(graph.get_parameters(), graph.inputs, strict=True)]
-            found_outputs = [_spec(node, port) for node, port in zip(graph.results, graph.outputs, strict=True)]
+            compiled, self.engine_origin = _compiled(core, content, wanted, cache)
+            found_inputs, found_outputs = (
+                [_spec(port) for port in compiled.inputs],
+                [_spec(p) for p in compiled.outputs],
+            )
             self._request: Any = compiled.create_infer_request()
         except (OSError, RuntimeError, ValueError, TypeError) as error:
             raise BackendError(
@@ -131,6 +138,30 @@ def imported_openvino() -> Any:
     return openvino
 
 
+def _compiled(core: Any, model: bytes, wanted: dict[str, Any], cache: CompiledCache | None) -> tuple[Any, str]:
+    """The compiled graph, and a sentence on where it is from; an empty one without a cache."""
+    if cache is None:
+        return core.compile_model(core.read_model(model), DEVICE, wanted), ""
+    made_of = {
+        "graph_sha256": hashlib.sha256(model).hexdigest(),
+        "openvino": imported_openvino().__version__,
+        "cpu": [core.get_property(DEVICE, name) for name in ("FULL_DEVICE_NAME", "OPTIMIZATION_CAPABILITIES")],
+        "cpus": os.cpu_count(),
+        "properties": wanted,
+    }
+    path = cache.path(made_of)
+    try:
+        return core.import_model(cache.found(path), DEVICE, wanted), f"found {path}."
+    except Unusable as problem:
+        why = str(problem)
+    except RuntimeError as error:
+        why = f"OpenVINO refuses {path} ({_reason(error)})"
+    compiled = core.compile_model(core.read_model(model), DEVICE, wanted)
+    stream = BytesIO()
+    compiled.export_model(stream)
+    return compiled, f"compiled: {why}. {cache.keep(path, stream.getvalue())}"
+
+
 def _check_arithmetic(core: Any, arithmetic: Arithmetic) -> None:
     able = [name.lower() for name in core.get_property(DEVICE, "OPTIMIZATION_CAPABILITIES")]
     known = {"f32": True, "bf16": "bf16" in able}
@@ -164,9 +195,9 @@ def _product_kinds(compiled: Any) -> list[str]:
     return [k["runtimePrecision"].astype(str) for k in kernels if k["layerType"].astype(str) in PRODUCTS]
 
 
-def _spec(node: Any, port: Any) -> TensorSpec:
-    """node: of the graph's edge, named as in the file; results carry a suffix. A port may have several names."""
-    name = node.get_friendly_name().removesuffix("/sink_port_0")
+def _spec(port: Any) -> TensorSpec:
+    """Of the graph's edge, whose node is named as in the file; results carry a suffix. A port may have several names."""
+    name = port.get_node().get_friendly_name().removesuffix("/sink_port_0")
     dtype = port.get_element_type().to_dtype().name
     if dtype not in DTYPES or port.get_partial_shape().rank.is_dynamic:
         raise BackendError(

@@ -19,6 +19,7 @@ from datetime import datetime, timezone
 from pathlib import Path
 
 from posekit.runtime.atomic import write_whole
+from posekit.runtime.cache_folder import cache_folder
 from posekit.runtime.engines.build import BuildReport, BuiltPlan
 from posekit.runtime.engines.options import BuildOptions
 from posekit.runtime.errors import EngineError, OutputError, PosekitError
@@ -98,16 +99,7 @@ class _Unusable(Exception):
 
 def default_folder() -> Path:
     """POSEKIT_CACHE/engines, else XDG_CACHE_HOME/posekit/engines, else ~/.cache/posekit/engines."""
-    own, shared = os.environ.get("POSEKIT_CACHE"), os.environ.get("XDG_CACHE_HOME", "")
-    if own:
-        return Path(own) / "engines"
-    try:
-        base = Path(shared) if os.path.isabs(shared) else Path.home() / ".cache"
-    except RuntimeError as error:
-        raise EngineError(
-            "engine cache", got="no home folder", expected="a place for engines", remedy="Set POSEKIT_CACHE."
-        ) from error
-    return base / "posekit" / "engines"
+    return cache_folder("engines")
 
 
 class EngineCache:

@@ -16,6 +16,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from onnx import TensorProto, helper
 
+from posekit.runtime.backends.compiled import CompiledCache
 from posekit.runtime.backends.openvino import OpenVinoSession
 from posekit.runtime.backends.ort import OrtSession
 from posekit.runtime.errors import BackendError, SpecError
@@ -267,6 +268,61 @@ def test_closed_twice_then_run() -> None:
     session.close()
     with pytest.raises(BackendError, match="closed"):
         session.run({"x": np.ones((1, 3), np.float32), "bank": np.ones(3, np.float32)})
+
+
+@pytest.mark.parametrize("precision", toy_precisions.PRECISIONS)
+def test_what_was_compiled_before_gives_the_same_bits(
+    networks: dict[str, bytes], precision: str, tmp_path: Path
+) -> None:
+    model, cache = networks[precision], CompiledCache(tmp_path)
+    without, first, again = (OpenVinoSession(model, threads=1, cache=kept) for kept in (None, cache, cache))
+    assert not without.engine_origin
+    assert "Kept as" in first.engine_origin
+    assert again.engine_origin.startswith("found ")
+    assert (again.inputs, again.outputs, again.backend) == (without.inputs, without.outputs, without.backend)
+    for batch in (1, 3, 8, 1):
+        crops = toy_precisions.feed(batch)
+        wanted = pose(without, crops)
+        np.testing.assert_array_equal(pose(first, crops), wanted)
+        np.testing.assert_array_equal(pose(again, crops), wanted)
+
+
+def test_what_was_compiled_for_something_else_is_not_found(networks: dict[str, bytes], tmp_path: Path) -> None:
+    cache = CompiledCache(tmp_path)
+    for model, threads in ((networks["fp32"], 1), (networks["fp32"], 2), (networks["int8"], 1)):
+        assert OpenVinoSession(model, threads=threads, cache=cache).engine_origin.startswith(
+            "compiled: nothing is kept"
+        )
+
+
+def test_a_compiled_file_that_is_damaged_or_foreign_is_made_again(networks: dict[str, bytes], tmp_path: Path) -> None:
+    """Damaged: OpenVINO never sees it. Foreign: whole, and refused by OpenVINO."""
+    model, cache = networks["fp32"], CompiledCache(tmp_path)
+    crops = toy_precisions.feed(3)
+    wanted = pose(OpenVinoSession(model, threads=1, cache=cache), crops)
+    (path,) = tmp_path.iterdir()
+    whole = path.read_bytes()
+
+    def half_written() -> None:
+        path.write_bytes(whole[: len(whole) // 2])
+
+    def of_another_program() -> None:
+        cache.keep(path, b"of another program" * 100)
+
+    for break_it, why in ((half_written, "was damaged"), (of_another_program, "OpenVINO refuses")):
+        break_it()
+        session = OpenVinoSession(model, threads=1, cache=cache)
+        assert why in session.engine_origin
+        assert "Kept as" in session.engine_origin
+        np.testing.assert_array_equal(pose(session, crops), wanted)
+        assert OpenVinoSession(model, threads=1, cache=cache).engine_origin.startswith("found ")
+
+
+def test_a_folder_that_cannot_be_written_is_done_without(networks: dict[str, bytes], tmp_path: Path) -> None:
+    (tmp_path / "file").write_bytes(b"")
+    session = OpenVinoSession(networks["fp32"], threads=1, cache=CompiledCache(tmp_path / "file"))
+    assert "Not kept: " in session.engine_origin
+    assert pose(session, toy_precisions.feed(3)).shape == (3, toy_precisions.OUTPUTS)
 
 
 def test_arithmetic_that_the_cpu_lacks_is_refused(networks: dict[str, bytes]) -> None:
