@@ -144,6 +144,17 @@ def test_a_hostile_bundle_is_refused(make: Callable[[], bytes], named: str, tmp_
     assert named in str(caught.value)
 
 
+def test_of_several_damaged_members_the_first_one_listed_is_named(tmp_path: Path) -> None:
+    """However long each of them takes to verify, whichever follow."""
+    content = {f"models/{n}.safetensors": bytes([n]) * (2_000_000 >> n) for n in range(8)} | CONTENT
+    path = tmp_path / "toy.posekit"
+    for first in range(8):
+        damaged = {name: b"x" * len(c) if f"models/{first}" <= name else c for name, c in content.items()}
+        path.write_bytes(zip_of([(MANIFEST, manifest_of(content)), *damaged.items()]))
+        with pytest.raises(BundleError, match=rf"models/{first}\.safetensors with sha256"):
+            Bundle(path)
+
+
 def test_a_good_bundle_opens(tmp_path: Path) -> None:
     path = tmp_path / "toy.posekit"
     path.write_bytes(GOOD)
