@@ -62,10 +62,8 @@ class OpenVinoSession(OpenedSession):
         try:
             content = model.read_bytes() if isinstance(model, Path) else bytes(model)
             compiled, self.engine_origin = _compiled(core, content, wanted, cache)
-            found_inputs, found_outputs = (
-                [_spec(port) for port in compiled.inputs],
-                [_spec(p) for p in compiled.outputs],
-            )
+            found_inputs = [_spec(port) for port in compiled.inputs]
+            found_outputs = [_spec(port) for port in compiled.outputs]
             self._request: Any = compiled.create_infer_request()
         except (OSError, RuntimeError, ValueError, TypeError) as error:
             raise BackendError(
@@ -158,7 +156,10 @@ def _compiled(core: Any, model: bytes, wanted: dict[str, Any], cache: CompiledCa
         why = f"OpenVINO refuses {path} ({_reason(error)})"
     compiled = core.compile_model(core.read_model(model), DEVICE, wanted)
     stream = BytesIO()
-    compiled.export_model(stream)
+    try:
+        compiled.export_model(stream)
+    except RuntimeError as error:
+        return compiled, f"compiled: {why}. Not kept: {_reason(error)}."
     return compiled, f"compiled: {why}. {cache.keep(path, stream.getvalue())}"
 
 

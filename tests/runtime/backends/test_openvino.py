@@ -325,6 +325,21 @@ def test_a_folder_that_cannot_be_written_is_done_without(networks: dict[str, byt
     assert pose(session, toy_precisions.feed(3)).shape == (3, toy_precisions.OUTPUTS)
 
 
+def test_a_graph_that_openvino_cannot_export_runs_all_the_same(
+    networks: dict[str, bytes], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    import openvino
+
+    def refuse(*_: Any) -> None:
+        raise RuntimeError("no such operation")
+
+    monkeypatch.setattr(openvino.CompiledModel, "export_model", refuse)
+    session = OpenVinoSession(networks["fp32"], threads=1, cache=CompiledCache(tmp_path))
+    assert session.engine_origin.endswith("Not kept: RuntimeError: no such operation.")
+    assert pose(session, toy_precisions.feed(3)).shape == (3, toy_precisions.OUTPUTS)
+    assert not list(tmp_path.iterdir())
+
+
 def test_arithmetic_that_the_cpu_lacks_is_refused(networks: dict[str, bytes]) -> None:
     import openvino
 
