@@ -78,6 +78,7 @@ class SolverEntry:
     """How correspondences become a pose: method, a row of posekit.runtime.solvers.METHODS, and its options.
 
     reprojection_px: of an inlier at most, in crop pixels.   mask_threshold: probability above which a cell counts.
+    refine: end with least squares of the reprojection error over the inliers (Levenberg-Marquardt), once.
     """
 
     method: str

@@ -156,7 +156,7 @@ def pnp(method: str, threads: int, count: int = OBJECTS) -> Iterator[Contest[Pos
         deviations=deviations,
         limits=LIMITS,
         contenders=tuple(rows),
-        besides="calls the same library, checks the pairs, refines over the inliers whatever the library did, and "
+        besides="calls the same library, checks the pairs, ends with least squares over the inliers, and "
         "refuses what is degenerate, scattered or behind the camera",
         absent=absent,
     )

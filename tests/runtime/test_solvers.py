@@ -14,7 +14,8 @@ from posekit.runtime.errors import InputError
 from posekit.runtime.manifest import SolverEntry
 from posekit.runtime.paths import solved
 from posekit.runtime.pose import Pose, rotation_angle_rad
-from posekit.runtime.solvers import METHODS, pose_from_correspondences
+from posekit.runtime.profiler import StageProfiler
+from posekit.runtime.solvers import METHODS, pose_from_correspondences, refined
 
 K = np.array([[600.0, 0, 320], [0, 600, 240], [0, 0, 1]])
 SOLVER = SolverEntry("epnp-ransac", 100, 3.0)
@@ -57,6 +58,40 @@ def test_a_third_of_outliers_is_rejected(method: str) -> None:
     assert np.linalg.norm(solution.cam_from_obj.t_m - truth.t_m) < 0.01
     assert solution.inliers[40:].mean() > 0.95
     assert solution.inliers[:40].mean() < 0.2
+
+
+@methods
+def test_the_refined_pose_is_the_least_squares_of_its_inliers(method: str) -> None:
+    """Whoever refines, the library or posekit: once more changes nothing."""
+    rng = np.random.default_rng(5)
+    truth = Pose.from_rotvec([0.4, -0.9, 0.2], [0.05, -0.02, 0.7])
+    pixels = seen(truth, points(200)) + rng.normal(0, 0.8, (200, 2))
+    solution = pose_from_correspondences(points(200), pixels, K, replace(SOLVER, method=method))
+    assert solution is not None
+    kept = solution.inliers
+    again = refined(solution.cam_from_obj, points(200)[kept], pixels[kept], K)
+    assert np.degrees(rotation_angle_rad(again.R, solution.cam_from_obj.R)) < 1e-3
+    assert np.linalg.norm(again.t_m - solution.cam_from_obj.t_m) < 1e-5
+
+
+@methods
+def test_a_pose_is_refined_once(method: str) -> None:
+    """By posekit, in a stage of its own, only where the library has not done it."""
+    stages = StageProfiler()
+    assert pose_from_correspondences(
+        points(60), seen(TRUTH, points(60)), K, replace(SOLVER, method=method), stages.stage
+    )
+    assert ("refine" in stages.samples_ns) != METHODS[method].refines
+
+
+@methods
+def test_a_pose_that_is_not_refined_is_near_all_the_same(method: str) -> None:
+    stages = StageProfiler()
+    pixels, plain = seen(TRUTH, points(60)) + with_noise(), replace(SOLVER, method=method, refine=False)
+    solution = pose_from_correspondences(points(60), pixels, K, plain, stages.stage)
+    assert solution is not None
+    assert rotation_angle_rad(solution.cam_from_obj.R, TRUTH.R) < np.radians(1)
+    assert "refine" not in stages.samples_ns
 
 
 @methods
