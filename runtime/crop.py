@@ -20,6 +20,8 @@ from posekit.runtime.pose import Array, Pose
 
 Image = npt.NDArray[np.uint8]
 
+LAST_ROW = np.array([[0.0, 0.0, 1.0]])  # of a homogeneous affine matrix
+
 
 @dataclass(frozen=True)
 class CropPreset:
@@ -104,14 +106,17 @@ PRESETS: dict[str, CropPreset] = {
 
 def crop_warp(box_xyxy_px: npt.ArrayLike, preset: CropPreset, image_wh_px: tuple[int, int]) -> Array:
     """(2, 3) affine crop_from_image of a preset; pixel centres at integers on both sides."""
-    x0, y0, x1, y1 = checked_box(box_xyxy_px)
-    side = SIDE_PX[preset.rule](x1 - x0, y1 - y0, preset, image_wh_px)
-    centre = np.array([(x0 + x1) / 2, (y0 + y1) / 2])
+    return _square_warp(checked_box(box_xyxy_px), preset, image_wh_px)
+
+
+def _square_warp(box_xyxy_px: Array, preset: CropPreset, image_wh_px: tuple[int, int]) -> Array:
+    x0, y0, x1, y1 = box_xyxy_px.tolist()  # Python's floats: NumPy's own take several times as long one by one
+    centre_x, centre_y = (x0 + x1) / 2, (y0 + y1) / 2
     if preset.rule == "full":
-        centre = (np.array(image_wh_px, dtype=np.float64) - 1) / 2
-    scale = preset.size_px / side
-    shift = (preset.size_px - 1) / 2 - scale * centre
-    return np.array([[scale, 0.0, shift[0]], [0.0, scale, shift[1]]])
+        centre_x, centre_y = ((side_px - 1) / 2 for side_px in image_wh_px)
+    scale = preset.size_px / SIDE_PX[preset.rule](x1 - x0, y1 - y0, preset, image_wh_px)
+    middle = (preset.size_px - 1) / 2
+    return np.array([[scale, 0.0, middle - scale * centre_x], [0.0, scale, middle - scale * centre_y]])
 
 
 def crop(
@@ -138,7 +143,7 @@ def crop(
             remedy="Drop detections outside the image.",
         )
     box = ideal_box(raw_box, intrinsics)
-    warp = crop_warp(box, preset, wh)
+    warp = _square_warp(box, preset, wh)
     pixels = _warp_pixels(image_rgb_u8, warp, intrinsics, preset.size_px, out)
     if preset.blank_outside_box:
         _blank_outside(pixels, warp, box)
@@ -147,7 +152,7 @@ def crop(
 
 def crop_K(warp: Array, K: Array) -> Array:
     """Intrinsics matrix of the crop: [warp; 0 0 1] K."""
-    return np.asarray(np.vstack([warp, [0.0, 0.0, 1.0]]) @ K)
+    return np.asarray(np.concatenate([warp, LAST_ROW]) @ K)
 
 
 def check_frame(image_rgb_u8: npt.NDArray[np.generic], intrinsics: Intrinsics) -> None:
@@ -164,14 +169,14 @@ def check_frame(image_rgb_u8: npt.NDArray[np.generic], intrinsics: Intrinsics) -
 
 
 def ideal_box(box_xyxy_px: Array, intrinsics: Intrinsics) -> Array:
-    """The box around the undistorted outline of a box of the real image."""
+    """The box around the undistorted outline of a box of the real image. InputError for one thinner than a pixel there."""
     if not intrinsics.is_distorted:
         return box_xyxy_px
     x0, y0, x1, y1 = box_xyxy_px
     xm, ym = (x0 + x1) / 2, (y0 + y1) / 2
     outline = np.array([[x0, y0], [xm, y0], [x1, y0], [x1, ym], [x1, y1], [xm, y1], [x0, y1], [x0, ym]])
     ideal = intrinsics.ideal_from_distorted(outline)
-    return np.concatenate([ideal.min(axis=0), ideal.max(axis=0)])
+    return checked_box(np.concatenate([ideal.min(axis=0), ideal.max(axis=0)]))
 
 
 def _warp_pixels(image: Image, warp: Array, intrinsics: Intrinsics, size_px: int, out: Image | None) -> Image:

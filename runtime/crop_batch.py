@@ -43,21 +43,24 @@ class CropBatch:
 
     def cut(self, image_rgb_u8: Image, intrinsics: Intrinsics, detections: Sequence[Detection]) -> None:
         """Cut one crop per detection, at most `capacity`, of objects that this batch knows."""
-        self.crops = []
-        for i, detection in enumerate(detections):
-            one = crop(image_rgb_u8, detection.box_xyxy_px, intrinsics, self.preset, out=self._pixels[i])
-            label = self._labels[detection.object_id]
-            values = {
-                "box": one.box_xyxy_px,
-                "warp": one.warp,
-                "K": intrinsics.K,
-                "image_wh": (intrinsics.width_px, intrinsics.height_px),
-                "label": label,
-                "bbox_m": self._bbox_m[label],
-            }
-            for name, value in values.items():
-                self._arrays[name][i] = value
-            self.crops.append(one)
+        if not detections:
+            self.crops = []
+            return
+        self.crops = [
+            crop(image_rgb_u8, detection.box_xyxy_px, intrinsics, self.preset, out=self._pixels[i])
+            for i, detection in enumerate(detections)
+        ]
+        labels = [self._labels[detection.object_id] for detection in detections]
+        values: dict[str, npt.ArrayLike] = {
+            "box": [one.box_xyxy_px for one in self.crops],
+            "warp": [one.warp for one in self.crops],
+            "K": intrinsics.K,
+            "image_wh": (intrinsics.width_px, intrinsics.height_px),
+            "label": labels,
+            "bbox_m": self._bbox_m[labels],
+        }
+        for name, value in values.items():
+            self._arrays[name][: len(self.crops)] = value
 
     def feed(self, specs: Sequence[TensorSpec]) -> dict[str, npt.NDArray[np.generic]]:
         """Views of the last cut for a graph's inputs, which `check_feedable` has passed."""

@@ -221,9 +221,9 @@ def boxes_in_image(boxes: Array32, boxed: Letterboxed, image_wh_px: tuple[int, i
 
     Edge e of a pixel grid lies at coordinate e - 0.5 when pixel centres are at integers.
     """
-    scale, offset = np.tile(boxed.scale, 2), np.tile(boxed.offset_px, 2)
-    edges = (boxes.astype(np.float64) - offset) / scale
-    return np.asarray(np.clip(edges, 0.0, np.tile(np.array(image_wh_px, dtype=np.float64), 2)) - 0.5)
+    edges = (boxes.astype(np.float64).reshape(-1, 2, 2) - boxed.offset_px) / boxed.scale  # two corners, x and y
+    inside = np.minimum(np.maximum(edges, 0.0), image_wh_px)
+    return np.asarray(inside.reshape(-1, 4) - 0.5)
 
 
 def _check_input(inputs: Sequence[TensorSpec], shape: tuple[int, ...]) -> None:

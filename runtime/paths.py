@@ -94,17 +94,18 @@ class RegressorPath:
         with stage("network"):
             out = self._pose.of(batch)
         with stage("decode"):
-            return [_regressed(R, t, float(s)) for R, t, s in zip(out["R"], out["t"], out["score"], strict=True)]
+            return _regressed(out["R"], out["t"], out["score"])
 
 
-def _regressed(R: Array, t: Array, score: float) -> Found | None:
-    """A network may say nonsense: what is not finite, no rotation, or behind the camera is not found."""
-    if not (np.isfinite(R).all() and np.isfinite(t).all() and np.isfinite(score)) or t[2] <= 0:
-        return None
-    rotation = nearest_rotation(R)
-    if np.abs(rotation - R).max() > ROTATION_TOLERANCE:  # the nearest rotation to zeros would be an invention
-        return None
-    return Pose(rotation, t), score
+def _regressed(R: Array, t: Array, score: Array) -> list[Found | None]:
+    """(B, 3, 3), (B, 3), (B,) -> per crop its pose.
+
+    A network may say nonsense: what is not finite, no rotation, or behind the camera is not found.
+    """
+    usable = np.isfinite(R).all(axis=(1, 2)) & np.isfinite(t).all(axis=1) & np.isfinite(score) & (t[:, 2] > 0)
+    rotations = nearest_rotation(np.where(usable[:, None, None], R, 0.0))
+    usable &= np.abs(rotations - R).max(axis=(1, 2)) <= ROTATION_TOLERANCE  # the nearest to zeros is an invention
+    return [(Pose(rotations[i], t[i]), float(score[i])) if usable[i] else None for i in range(len(usable))]
 
 
 class CorrespondencePath:
