@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import numpy as np
 import numpy.typing as npt
@@ -28,43 +28,52 @@ FEEDS: dict[str, tuple[str, tuple[int, ...]]] = {
 class CropBatch:
     """Up to `capacity` crops. Cut with `cut`, then feed graphs; everything is overwritten by the next `cut`.
 
-    crops: the Crop records of the last cut, whose pixels look into the batch.
+    crops: the Crop records of the last cut, whose pixels look into the batch.   intrinsics, labels: of that cut.
+    bbox_m: (objects, 2, 3) by label.
     """
 
     def __init__(self, preset: CropPreset, objects: Sequence[ObjectEntry], capacity: int) -> None:
         size = preset.size_px
         self.preset, self.capacity = preset, capacity
         self.crops: list[Crop] = []
-        self._labels = {entry.id: label for label, entry in enumerate(objects)}
-        self._bbox_m = np.array([[entry.bbox_min_m, entry.bbox_max_m] for entry in objects], dtype=np.float32)
+        self.labels: list[int] = []
+        self.intrinsics: Intrinsics
+        self._label_of = {entry.id: label for label, entry in enumerate(objects)}
+        self.bbox_m = np.array([[entry.bbox_min_m, entry.bbox_max_m] for entry in objects], dtype=np.float32)
         self._pixels = np.zeros((capacity, size, size, 3), dtype=np.uint8)
         self._arrays: dict[str, npt.NDArray[np.generic]] = {"crops": self._pixels}
         self._arrays |= {name: np.zeros((capacity, *shape), dtype) for name, (dtype, shape) in FEEDS.items()}
 
     def cut(self, image_rgb_u8: Image, intrinsics: Intrinsics, detections: Sequence[Detection]) -> None:
         """Cut one crop per detection, at most `capacity`, of objects that this batch knows."""
-        if not detections:
-            self.crops = []
-            return
         self.crops = [
             crop(image_rgb_u8, detection.box_xyxy_px, intrinsics, self.preset, out=self._pixels[i])
             for i, detection in enumerate(detections)
         ]
-        labels = [self._labels[detection.object_id] for detection in detections]
-        values: dict[str, npt.ArrayLike] = {
-            "box": [one.box_xyxy_px for one in self.crops],
-            "warp": [one.warp for one in self.crops],
-            "K": intrinsics.K,
-            "image_wh": (intrinsics.width_px, intrinsics.height_px),
-            "label": labels,
-            "bbox_m": self._bbox_m[labels],
-        }
-        for name, value in values.items():
-            self._arrays[name][: len(self.crops)] = value
+        self.intrinsics = intrinsics
+        self.labels = [self._label_of[detection.object_id] for detection in detections]
 
     def feed(self, specs: Sequence[TensorSpec]) -> dict[str, npt.NDArray[np.generic]]:
         """Views of the last cut for a graph's inputs, which `check_feedable` has passed."""
-        return {spec.name: self._arrays[spec.name][: len(self.crops)] for spec in specs}
+        return {spec.name: self._filled(spec.name) for spec in specs}
+
+    def _filled(self, name: str) -> npt.NDArray[np.generic]:
+        """Only what a graph asks for is worked out."""
+        view = self._arrays[name][: len(self.crops)]
+        if self.crops and name != "crops":
+            view[...] = VALUES[name](self)
+        return view
+
+
+# Where the values of a feed come from, one per crop or one for all.
+VALUES: dict[str, Callable[[CropBatch], npt.ArrayLike]] = {
+    "box": lambda batch: [one.box_xyxy_px for one in batch.crops],
+    "warp": lambda batch: [one.warp for one in batch.crops],
+    "K": lambda batch: batch.intrinsics.K,
+    "image_wh": lambda batch: (batch.intrinsics.width_px, batch.intrinsics.height_px),
+    "label": lambda batch: batch.labels,
+    "bbox_m": lambda batch: batch.bbox_m[batch.labels],
+}
 
 
 def check_feedable(specs: Sequence[TensorSpec]) -> None:

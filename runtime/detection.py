@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from math import isfinite
 
 import numpy as np
 import numpy.typing as npt
@@ -29,7 +30,7 @@ class Detection:
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "box_xyxy_px", checked_box(self.box_xyxy_px))
-        if not np.isfinite(self.score):
+        if not isfinite(self.score):
             raise InputError("detection score", got=self.score, expected="a finite number", remedy="Drop it.")
 
 
@@ -53,7 +54,7 @@ def checked_box(box_xyxy_px: npt.ArrayLike) -> Array:
         problem = repr(box_xyxy_px)[:60]
     elif box.shape != (4,):
         problem = f"shape {box.shape}"
-    elif not (np.abs(box) <= FARTHEST_PX).all():  # NaN too
+    elif not all(abs(edge) <= FARTHEST_PX for edge in box.tolist()):  # NaN too
         problem = f"{box.tolist()}"
     elif box[2] - box[0] < MIN_BOX_SIDE_PX or box[3] - box[1] < MIN_BOX_SIDE_PX:
         problem = f"{box.tolist()} ({box[2] - box[0]:g} x {box[3] - box[1]:g} px)"

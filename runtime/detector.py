@@ -191,9 +191,12 @@ class Detector:
         best_first = np.argsort(-found.scores, kind="stable")[:MAX_DETECTIONS]
         found = found.take(nms(found, entry.iou_threshold) if family.suppress else best_first)
         boxes = boxes_in_image(found.boxes, boxed, image_wh_px)
-        thick = (boxes[:, 2:] - boxes[:, :2] >= MIN_BOX_SIDE_PX).all(axis=1)
-        ids = self._object_ids[found.labels]
-        return [Detection(int(ids[i]), float(found.scores[i]), boxes[i]) for i in np.flatnonzero(thick)]
+        rows = zip(found.labels.tolist(), found.scores.tolist(), boxes, boxes.tolist(), strict=True)
+        return [
+            Detection(entry.class_object_ids[label], score, box)
+            for label, score, box, (x0, y0, x1, y1) in rows
+            if x1 - x0 >= MIN_BOX_SIDE_PX and y1 - y0 >= MIN_BOX_SIDE_PX
+        ]
 
     def close(self) -> None:
         """Close the session. Twice is harmless."""

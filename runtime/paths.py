@@ -7,6 +7,7 @@ of a crop (NaN, no rotation, behind the camera, nothing alike) has found nothing
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from math import isfinite
 from typing import Any, Protocol
 
 import numpy as np
@@ -20,7 +21,7 @@ from posekit.runtime.detection import Detection
 from posekit.runtime.errors import SpecError
 from posekit.runtime.intrinsics import Intrinsics
 from posekit.runtime.manifest import PathEntry, PathKind, Role, SolverEntry
-from posekit.runtime.pose import Array, Pose, nearest_rotation
+from posekit.runtime.pose import Array, Pose, nearest_rotation, rotation_near
 from posekit.runtime.profiler import Stage, no_stage
 from posekit.runtime.records import json_from_record
 from posekit.runtime.session import Session
@@ -94,18 +95,18 @@ class RegressorPath:
         with stage("network"):
             out = self._pose.of(batch)
         with stage("decode"):
-            return _regressed(out["R"], out["t"], out["score"])
+            rows = zip(out["R"].tolist(), out["t"].tolist(), out["score"].tolist(), strict=True)
+            return [_regressed(R, t, score) for R, t, score in rows]
 
 
-def _regressed(R: Array, t: Array, score: Array) -> list[Found | None]:
-    """(B, 3, 3), (B, 3), (B,) -> per crop its pose.
-
-    A network may say nonsense: what is not finite, no rotation, or behind the camera is not found.
-    """
-    usable = np.isfinite(R).all(axis=(1, 2)) & np.isfinite(t).all(axis=1) & np.isfinite(score) & (t[:, 2] > 0)
-    rotations = nearest_rotation(np.where(usable[:, None, None], R, 0.0))
-    usable &= np.abs(rotations - R).max(axis=(1, 2)) <= ROTATION_TOLERANCE  # the nearest to zeros is an invention
-    return [(Pose(rotations[i], t[i]), float(score[i])) if usable[i] else None for i in range(len(usable))]
+def _regressed(R: list[list[float]], t: list[float], score: float) -> Found | None:
+    """A network may say nonsense: what is not finite, no rotation, or behind the camera is not found."""
+    if not all(map(isfinite, (*R[0], *R[1], *R[2], *t, score))) or t[2] <= 0:
+        return None
+    rotation = rotation_near(R)
+    if rotation is None or np.abs(rotation - R).max() > ROTATION_TOLERANCE:  # the nearest to zeros is an invention
+        return None
+    return Pose(rotation, np.array(t)), score
 
 
 class CorrespondencePath:
