@@ -139,7 +139,7 @@ def _float32(array: npt.NDArray[np.generic]) -> Array32:
 
 def check_finite(what: str, values: npt.NDArray[np.generic]) -> None:
     """BackendError where a network gave NaN or infinity: thresholds would drop it without a word."""
-    bad = int(np.count_nonzero(~np.isfinite(values.astype(np.float64, copy=False))))
+    bad = values.size - int(np.count_nonzero(np.isfinite(values)))
     if bad:
         raise BackendError(
             f"{what} of the detector",
