@@ -104,7 +104,9 @@ def _regressed(R: list[list[float]], t: list[float], score: float) -> Found | No
     if not all(map(isfinite, (*R[0], *R[1], *R[2], *t, score))) or t[2] <= 0:
         return None
     rotation = rotation_near(R)
-    if rotation is None or np.abs(rotation - R).max() > ROTATION_TOLERANCE:  # the nearest to zeros is an invention
+    if (
+        rotation is None or not np.abs(rotation - R).max() <= ROTATION_TOLERANCE
+    ):  # the nearest one would be an invention
         return None
     return Pose(rotation, np.array(t)), score
 

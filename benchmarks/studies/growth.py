@@ -4,7 +4,8 @@
     python -m posekit.benchmarks.studies.growth --table RESULT.json
 
 Held is what tracemalloc sees of Python's and NumPy's allocations; resident is all of the process, its libraries' own
-included. A library fills its pools in the first frames, so growth is counted from the first mark on.
+included. Blocks from before the count are freed and others taken in their place, so that some kilobytes more are seen
+at some time or other; only what grows from every mark to the next grows with the frames.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ import tracemalloc
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timezone
-from itertools import islice
+from itertools import islice, pairwise
 from pathlib import Path
 
 from posekit.benchmarks.bench.modes import resident_mb
@@ -59,9 +60,10 @@ class Marks:
     marks: tuple[Mark, ...]
 
     @property
-    def growth_bytes(self) -> int:
-        """Held, from the first mark to the last."""
-        return self.marks[-1].held_bytes - self.marks[0].held_bytes
+    def bytes_per_frame(self) -> float:
+        """Held, of the marks between which it grew least: what is lost with every frame is lost between all of them."""
+        steps = pairwise(self.marks)
+        return min((after.held_bytes - before.held_bytes) / (after.frames - before.frames) for before, after in steps)
 
 
 @dataclass(frozen=True)
@@ -138,7 +140,7 @@ def markdown(result: Result) -> str:
     """A row per path and backend."""
     machine, run = result.machine, result.run
     counts = [mark.frames for mark in result.rows[0].marks]
-    columns = ["path", "backend", "poses", *(f"held at {n:,}, bytes" for n in counts), "growth, bytes"]
+    columns = ["path", "backend", "poses", *(f"held at {n:,}, bytes" for n in counts), "bytes per frame"]
     columns += [f"resident at {n:,}, MB" for n in counts]
     return (
         f"{machine.cpu}, {machine.cores} cores, {machine.system}, commit {run.commit}, `{run.command}`. "
@@ -149,7 +151,7 @@ def markdown(result: Result) -> str:
 def _row(row: Marks) -> list[str]:
     held = [f"{mark.held_bytes:,}" for mark in row.marks]
     resident = [f"{mark.resident_mb:.1f}" for mark in row.marks]
-    return [row.path, row.backend, f"{row.poses:,}", *held, f"{row.growth_bytes:+,}", *resident]
+    return [row.path, row.backend, f"{row.poses:,}", *held, f"{row.bytes_per_frame:+.2f}", *resident]
 
 
 def requested(arguments: Sequence[str] | None = None) -> Request | Path:

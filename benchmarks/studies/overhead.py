@@ -129,7 +129,7 @@ class _Instant(_Around):
     """In place of a pose graph: takes crops of any size and finds every object a metre away."""
 
     def run(self, feed: Feed) -> dict[str, Any]:
-        n = len(feed["crops"])
+        n = len(next(iter(feed.values())))
         R, t = np.tile(np.eye(3, dtype=np.float32), (n, 1, 1)), np.tile(np.array([0, 0, 1], np.float32), (n, 1))
         return {"R": R, "t": t, "score": np.ones(n, np.float32)}
 
@@ -139,13 +139,14 @@ def study(request: Request, advance: Advance) -> Result:
     load = load_average()
     frames = list(islice(frames_from(request.frames), HELD))
     with Bundle(request.bundle) as bundle:
-        cases = tuple(_cases(bundle, frames, request.passes, advance))
+        cases = tuple(measured(bundle, frames, request.passes, advance))
     date = datetime.now(timezone.utc).isoformat(timespec="seconds")
     run = Run(date, commit_of(ROOT), request.command, load, load_average(), load > BUSY_LOAD)
     return Result(this_machine(), run, cases)
 
 
-def _cases(bundle: Bundle, frames: Sequence[Frame], passes: int, advance: Advance) -> Iterator[Case]:
+def measured(bundle: Bundle, frames: Sequence[Frame], passes: int, advance: Advance) -> Iterator[Case]:
+    """One case after the other. The bundle's manifest is another one afterwards. InputError without a regressor path."""
     manifest = bundle.manifest
     for name in manifest.paths:
         yield _case(bundle, f"{name}, {frames[0].intrinsics.width_px} px wide", name, frames, passes, advance)
@@ -205,7 +206,7 @@ def _case(
     with PoseEstimator(
         bundle, path=path, stage=watch.stage, around=lambda graph, session: watch.around(graph, instead(graph, session))
     ) as estimator:
-        detects = estimator.has_detector and (detects or boxes is None)
+        detects = detects or boxes is None
         for n in range(len(frames) + passes):
             frame = frames[n % len(frames)]
             watch.begin()

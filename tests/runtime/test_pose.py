@@ -17,6 +17,7 @@ from posekit.runtime.pose import (
     rotation_angle_rad,
     rotation_from_6d,
     rotation_from_rotvec,
+    rotation_near,
 )
 
 numbers = st.floats(-3, 3, allow_nan=False)
@@ -94,3 +95,22 @@ def test_allocentric_turn_has_no_roll(centre: tuple[float, float, float]) -> Non
 def test_what_is_no_pose_is_refused(R: np.ndarray, t: np.ndarray, cause: str) -> None:
     with pytest.raises(InputError, match=cause):
         Pose(R, t)
+
+
+@given(st.tuples(*[st.floats(-3, 3)] * 3), st.integers(0, 2**32 - 1), st.floats(0, 0.05))
+def test_the_rotation_near_a_matrix_is_the_nearest(rotvec: tuple[float, float, float], seed: int, noise: float) -> None:
+    matrix = rotation_from_rotvec(rotvec) + np.random.default_rng(seed).normal(scale=noise, size=(3, 3))
+    found = rotation_near(matrix.tolist())
+    assert found is not None
+    assert np.allclose(found, nearest_rotation(matrix), atol=1e-13)
+
+
+@pytest.mark.parametrize("matrix", [np.zeros((3, 3)), -np.eye(3), np.diag([1.0, 1, 0]), np.full((3, 3), np.nan)])
+def test_no_rotation_is_near_what_has_no_positive_determinant(matrix: np.ndarray) -> None:
+    assert rotation_near(matrix.tolist()) is None
+
+
+@given(st.lists(st.floats(-1e3, 1e3), min_size=9, max_size=9))
+def test_the_rotation_near_anything_ends(values: list[float]) -> None:
+    """Also of what is far from any: the caller compares."""
+    rotation_near(np.reshape(values, (3, 3)).tolist())
