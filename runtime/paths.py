@@ -100,13 +100,14 @@ class RegressorPath:
 
 
 def _regressed(R: list[list[float]], t: list[float], score: float) -> Found | None:
-    """A network may say nonsense: what is not finite, no rotation, or behind the camera is not found."""
+    """A network may say nonsense: what is not finite, no rotation, or behind the camera is not found.
+
+    The nearest rotation to what is none would be an invention.
+    """
     if not all(map(isfinite, (*R[0], *R[1], *R[2], *t, score))) or t[2] <= 0:
         return None
     rotation = rotation_near(R)
-    if (
-        rotation is None or not np.abs(rotation - R).max() <= ROTATION_TOLERANCE
-    ):  # the nearest one would be an invention
+    if rotation is None or not np.abs(rotation - R).max() <= ROTATION_TOLERANCE:
         return None
     return Pose(rotation, np.array(t)), score
 
