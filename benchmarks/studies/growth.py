@@ -114,14 +114,14 @@ def held_bytes() -> int:
 
 def study(request: Request, advance: Advance) -> Result:
     """Raises what the bundle, the boxes or the frames are refused for."""
-    load = load_average()
+    commit, load = commit_of(ROOT), load_average()  # before: that is the code which runs
     frames = list(islice(frames_from(request.frames), HELD))
     boxes = boxes_from(request.boxes) if request.boxes else None
     with Bundle(request.bundle) as bundle:
         rows = tuple(_rows(bundle, frames, boxes, request.marks, advance))
         workload = f"{bundle.manifest.name}, {len(frames)} frames over and over"
     date = datetime.now(timezone.utc).isoformat(timespec="seconds")
-    run = Run(date, commit_of(ROOT), request.command, load, load_average(), load > BUSY_LOAD)
+    run = Run(date, commit, request.command, load, load_average(), load > BUSY_LOAD)
     return Result(this_machine(), run, workload, rows)
 
 

@@ -136,12 +136,12 @@ class _Instant(_Around):
 
 def study(request: Request, advance: Advance) -> Result:
     """Raises what the bundle, its path or the frames are refused for."""
-    load = load_average()
+    commit, load = commit_of(ROOT), load_average()  # before: that is the code which runs
     frames = list(islice(frames_from(request.frames), HELD))
     with Bundle(request.bundle) as bundle:
         cases = tuple(measured(bundle, frames, request.passes, advance))
     date = datetime.now(timezone.utc).isoformat(timespec="seconds")
-    run = Run(date, commit_of(ROOT), request.command, load, load_average(), load > BUSY_LOAD)
+    run = Run(date, commit, request.command, load, load_average(), load > BUSY_LOAD)
     return Result(this_machine(), run, cases)
 
 
