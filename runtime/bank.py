@@ -168,6 +168,6 @@ def _impossible(arrays: Mapping[str, npt.NDArray[Any]]) -> str | None:
         or (np.linalg.det(R) < 0).any(),
         "a t_m behind the camera": (arrays["t_m"][:, 2] <= 0).any(),
         "an empty box": (boxes[:, 2:] <= boxes[:, :2]).any(),
-        "a K without focal lengths": K[0, 0] <= 0 or K[1, 1] <= 0 or (K[2] != [0, 0, 1]).any(),
+        "a K without focal lengths": K[0, 0] <= 0 or K[1, 1] <= 0 or K[1, 0] != 0 or (K[2] != [0, 0, 1]).any(),
     }
     return next((fault for fault, found in faults.items() if found), None)

@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from math import hypot
+from typing import Any
+
 import numpy as np
 import numpy.typing as npt
 
@@ -25,12 +29,12 @@ def box_translation(
     Augmented Autoencoders, ECCV 2018; systems P2).
     A perfect template with perfect boxes is still 1.4 % off in z on average: perspective foreshortens.
     """
-    box, template_box = np.asarray(box_xyxy_px, np.float64), np.asarray(template_box_xyxy_px, np.float64)
-    K_q, K_t, t = np.asarray(K, np.float64), np.asarray(template_K, np.float64), np.asarray(template_t_m, np.float64)
-    focal_ratio = np.hypot(K_q[0, 0], K_q[1, 1]) / np.hypot(K_t[0, 0], K_t[1, 1])
-    z = t[2] * _diagonal(template_box) / _diagonal(box) * focal_ratio
-    offset = _on_plane(_centre(template_box), K_t) * t[2] - t[:2]  # box centre minus object centre, metres
-    return np.array([*(_on_plane(_centre(box), K_q) * z - offset), z])
+    box, template_box = _plain(box_xyxy_px), _plain(template_box_xyxy_px)
+    K_q, K_t, (tx, ty, tz) = _plain(K), _plain(template_K), _plain(template_t_m)
+    focal_ratio = hypot(K_q[0][0], K_q[1][1]) / hypot(K_t[0][0], K_t[1][1])
+    z = tz * _diagonal(template_box) / _diagonal(box) * focal_ratio
+    (x, y), (template_x, template_y) = _on_plane(_centre(box), K_q), _on_plane(_centre(template_box), K_t)
+    return np.array([x * z - (template_x * tz - tx), y * z - (template_y * tz - ty), z])  # less the offset, in metres
 
 
 def pose_from_template(
@@ -62,7 +66,7 @@ def site_from_translation(
     """
     t, K_full, box = np.asarray(t_m, np.float64), np.asarray(K, np.float64), np.asarray(box_xyxy_px, np.float64)
     o = (K_full @ (t / t[2]))[:2]
-    return np.array([*((o - _centre(box)) / (box[2:] - box[:2])), t[2] / _zoom(crop_scale, crop_px, grid)])
+    return np.array([*((o - _centre(_plain(box))) / (box[2:] - box[:2])), t[2] / _zoom(crop_scale, crop_px, grid)])
 
 
 def translation_from_site(
@@ -72,7 +76,7 @@ def translation_from_site(
     s, box, K_full = (np.asarray(a, np.float64) for a in (site, box_xyxy_px, K))
     if not np.isfinite(s).all() or s[2] <= 0:
         raise InputError("site", got=s.tolist(), expected="finite, z > 0", remedy="Treat this object as not found.")
-    o = s[:2] * (box[2:] - box[:2]) + _centre(box)
+    o = s[:2] * (box[2:] - box[:2]) + np.array(_centre(_plain(box)))
     return np.asarray(s[2] * _zoom(crop_scale, crop_px, grid) * np.linalg.solve(K_full, np.array([*o, 1.0])))
 
 
@@ -81,14 +85,23 @@ def _zoom(crop_scale: float, crop_px: int, grid: int) -> float:
     return grid * crop_scale / crop_px
 
 
-def _centre(box: Array) -> Array:
-    return (box[:2] + box[2:]) / 2
+def _plain(array: npt.ArrayLike) -> Any:
+    """Python's floats: of so few numbers they are faster than NumPy, most of all right after a network ran."""
+    return np.asarray(array, np.float64).tolist()
 
 
-def _diagonal(box: Array) -> float:
-    return float(np.hypot(*(box[2:] - box[:2])))
+def _centre(box: Sequence[float]) -> tuple[float, float]:
+    x0, y0, x1, y1 = box
+    return (x0 + x1) / 2, (y0 + y1) / 2
 
 
-def _on_plane(pixel: Array, K: Array) -> Array:
-    """Pixel (2,) -> x, y on the plane z = 1."""
-    return np.linalg.solve(K, np.array([*pixel, 1.0]))[:2]
+def _diagonal(box: Sequence[float]) -> float:
+    x0, y0, x1, y1 = box
+    return hypot(x1 - x0, y1 - y0)
+
+
+def _on_plane(pixel: tuple[float, float], K: Sequence[Sequence[float]]) -> tuple[float, float]:
+    """Pixel -> x, y on the plane z = 1. K: upper triangular, its last row 0, 0, 1."""
+    (fx, skew, cx), (_, fy, cy), _ = K
+    y = (pixel[1] - cy) / fy
+    return (pixel[0] - cx - skew * y) / fx, y

@@ -21,7 +21,7 @@ from posekit.runtime.detection import Detection
 from posekit.runtime.errors import SpecError
 from posekit.runtime.intrinsics import Intrinsics
 from posekit.runtime.manifest import PathEntry, PathKind, Role, SolverEntry
-from posekit.runtime.pose import Array, Pose, nearest_rotation, rotation_near
+from posekit.runtime.pose import Array, Pose, rotation_near
 from posekit.runtime.profiler import Stage, no_stage
 from posekit.runtime.records import json_from_record
 from posekit.runtime.session import Session
@@ -218,7 +218,8 @@ def _template_pose(
         raise SpecError(
             "matcher index", got=index, expected=f"0 to {len(bank.R) - 1}", remedy="Export the matcher again."
         )
-    R = nearest_rotation(bank.R[index])
+    R = rotation_near(bank.R[index].tolist())
+    assert R is not None  # only rotations are read
     template = (bank.box_xyxy_px[index], bank.K, bank.t_m[index], bank.centre_m)
     return pose_from_template(R, batch.crops[i].box_xyxy_px, intrinsics.K, *template), score
 

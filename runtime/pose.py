@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from math import isfinite
+from math import hypot, isfinite
 from typing import Any
 
 import numpy as np
@@ -20,6 +20,7 @@ Array = npt.NDArray[np.float64]
 
 ORTHONORMAL_TOLERANCE = 1e-4  # float32 networks and text files are this good
 IDENTITY = np.eye(3)
+STRAIGHT_BACK = 1e-12
 NEWTON_STEPS, NEWTON_LAST_STEP = 10, 1e-7  # quadratic: what is left is the square of the last step
 
 
@@ -169,15 +170,16 @@ def _cross(u: Sequence[float], v: Sequence[float]) -> tuple[float, float, float]
 def rotation_about_ray(t_m: npt.ArrayLike) -> Array:
     """The shortest rotation that takes the optical axis e_z to the viewing ray t/|t|, (3,) -> (3, 3).
 
-    Axis e_z x ray, angle acos(ray_z) (GDR-Net's allocentric correction, systems P3).
+    Axis e_z x ray, angle acos(ray_z) (GDR-Net's allocentric correction, systems P3): Rodrigues' formula for that axis.
+    Of a ray straight back every half turn about an axis in the image is the shortest; the one about x is taken.
     """
-    t = np.asarray(t_m, dtype=np.float64)
-    ray = t / np.linalg.norm(t)
-    axis = np.array([-ray[1], ray[0], 0.0])  # e_z x ray
-    sine = float(np.linalg.norm(axis))
-    if sine < 1e-12:
-        return np.eye(3)
-    return rotation_from_rotvec(axis / sine * np.arctan2(sine, ray[2]))
+    tx, ty, tz = np.asarray(t_m, dtype=np.float64).tolist()
+    length = hypot(tx, ty, tz)
+    x, y, z = tx / length, ty / length, tz / length
+    if 1 + z < STRAIGHT_BACK:
+        return np.diag([1.0, -1.0, -1.0])
+    a = 1 / (1 + z)
+    return np.array([[1 - a * x * x, -a * x * y, x], [-a * x * y, 1 - a * y * y, y], [-x, -y, z]])
 
 
 def ego_from_allo(R_allo: npt.ArrayLike, t_m: npt.ArrayLike) -> Array:
