@@ -15,9 +15,9 @@ from hypothesis import strategies as st
 from onnx import TensorProto, numpy_helper
 from toy_networks import WEIGHTED, scenes, toy_network
 
-from posekit.calibration.fidelity import check_fidelity, fidelity_of
 from posekit.calibration.qdq import quantised_nodes, quantized
 from posekit.calibration.ranges import RangeTable, TensorRange, calibrate
+from posekit.calibration.sessions import reference_session
 from posekit.runtime.errors import PrecisionError
 
 SCENES = scenes(40)
@@ -84,23 +84,33 @@ def test_scales_are_the_table_and_the_weights() -> None:
         assert (np.abs(constants[weight.input[0]]).max(axis=tuple(np.flatnonzero(np.array(shape) == 1))) == 127).all()
 
 
+def closeness(source: onnx.ModelProto, quantised: onnx.ModelProto) -> dict[str, tuple[float, float]]:
+    """Per output: the median cosine of a crop with the source's, and the RMS of the difference over that of the source."""
+    sessions = [reference_session(model) for model in (source, quantised)]
+    names = [output.name for output in source.graph.output]
+    runs = [[session.run(names, dict(feed)) for feed in SCENES.feeds()] for session in sessions]
+    found = {}
+    for index, name in enumerate(names):
+        a, b = (np.concatenate([outputs[index] for outputs in run]).astype(np.float64) for run in runs)
+        a, b = (array.reshape(len(array), -1) for array in (a, b))
+        cosines = (a * b).sum(axis=1) / (np.linalg.norm(a, axis=1) * np.linalg.norm(b, axis=1))
+        found[name] = float(np.median(cosines)), float(np.linalg.norm(a - b) / np.linalg.norm(a))
+    return found
+
+
 @pytest.mark.parametrize("half", [False, True])
 @pytest.mark.parametrize("method", ["minmax", "percentile", "entropy"])
 def test_the_numbers_stay_close(half: bool, method: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("posekit.calibration.ranges.BINS", 512)  # the entropy search takes time with their square
     table = calibrate(MODELS[half], SCENES.feeds, method)
-    figures = fidelity_of(MODELS[half], quantized(MODELS[half], table), SCENES.feeds())
-    check_fidelity(figures)
-    features, turned = figures
-    assert (features.output, features.rows) == ("features", 40)
-    assert features.cosine_p50 is not None
-    assert features.cosine_p50 > 0.99
-    assert turned.relative_rms == 0.0  # geometry is not touched at all
+    features, turned = closeness(MODELS[half], quantized(MODELS[half], table)).values()
+    assert features[0] > 0.99
+    assert turned[1] == 0.0  # geometry is not touched at all
 
 
 @pytest.mark.parametrize("half", [False, True])
 @pytest.mark.parametrize("which", ["r1_int8_scale", "up_w_scale", "project_w_scale"])
-def test_a_hand_broken_scale_is_found(half: bool, which: str) -> None:
+def test_a_hand_broken_scale_is_seen(half: bool, which: str) -> None:
     broken = quantized(MODELS[half], TABLES[half])
     scale = next(tensor for tensor in broken.graph.initializer if tensor.name == which)
     value = numpy_helper.to_array(scale)
@@ -109,8 +119,7 @@ def test_a_hand_broken_scale_is_found(half: bool, which: str) -> None:
             np.asarray(np.where(np.arange(value.size).reshape(value.shape) % 2, -4, 0.02) * value, value.dtype), which
         )
     )
-    with pytest.raises(PrecisionError, match=r"'features'.*cosine"):
-        check_fidelity(fidelity_of(MODELS[half], broken, SCENES.feeds()))
+    assert closeness(MODELS[half], broken)["features"][0] < 0.9
 
 
 @settings(max_examples=12)
@@ -143,10 +152,10 @@ def test_outputs_and_shared_weights_stay_exact() -> None:
     table = calibrate(model, SCENES.feeds)
     every = [name for name in (*WEIGHTED, "again") if name != "right"]
     result = quantized(model, table, every)
-    figures = {f.output: f for f in fidelity_of(model, result, SCENES.feeds())}
+    figures = closeness(model, result)
     assert quantised_nodes(result) == ("right",)
-    assert figures["r2"].relative_rms == 0.0
-    assert figures["c3_again"].relative_rms == 0.0
+    assert figures["r2"][1] == 0.0
+    assert figures["c3_again"][1] == 0.0
 
 
 def test_attributes_survive() -> None:
