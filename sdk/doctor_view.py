@@ -43,9 +43,17 @@ def _machine_rows(machine: Machine) -> Iterator[tuple[str, str]]:
         release = f"L4T {jetson.l4t or 'unknown'}, JetPack {jetson.jetpack or 'unknown'}"
         yield "Jetson", f"{jetson.model or 'unknown board'}, {release}"
         yield "power mode", jetson.power_mode or "unknown (nvpmodel -q gives none)"
+        if jetson.clocks_locked is not None:
+            yield (
+                "clocks",
+                "locked" if jetson.clocks_locked else "free: latency will vary until `jetson_clocks` locks them",
+            )
     count = f"{cpu.count} logical" if cpu.count else "unknown count"
+    count += f", {cpu.cores} cores" if cpu.cores else ""
     yield "processor", f"{cpu.model or 'unknown'} ({machine.architecture}), {count}"
     yield "instructions", " ".join(name for name in NAMED_INSTRUCTIONS if name in cpu.instructions) or "unknown"
+    if machine.gpus:
+        yield "GPUs", ", ".join(machine.gpus)
     if cpu.governor or cpu.frequency_mhz:
         low, high = cpu.frequency_mhz or (0.0, 0.0)
         now = f", now {low:.0f} to {high:.0f} MHz" if cpu.frequency_mhz else ""

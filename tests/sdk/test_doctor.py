@@ -20,7 +20,7 @@ from simulated_tensorrt import VERSIONS, Engine, module
 from toy_bundles import pose_graph, write_toy_bundle
 from typer.testing import CliRunner
 
-from posekit import doctor, trial
+from posekit import doctor, doctor_view, trial
 from posekit.checks import Check
 from posekit.cli import app
 from posekit.doctor import Diagnosis, Load, diagnose
@@ -33,6 +33,7 @@ from posekit.runtime.engines.api import FlavourName
 from posekit.runtime.engines.build import BuildReport, BuiltPlan
 from posekit.runtime.engines.cache import EngineCache
 from posekit.runtime.errors import BackendError, BundleError
+from posekit.runtime.machine import Jetson, machine_from_root
 from posekit.runtime.manifest import Precision
 from posekit.trial import ONE_OP, ONE_OP_ENTRY, TRIALS, Loading, Outcome, trials, tried
 from posekit.trial import Engine as EngineFound
@@ -376,3 +377,16 @@ def test_tables_fit_the_terminal(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     assert max(map(len, tables)) <= columns
     for words in ("pose", "int8", "onnxruntime", "paths", "next: posekit run"):
         assert words in shown
+
+
+def test_the_machine_is_shown_with_what_decides_latency() -> None:
+    found = machine_from_root()
+    jetson = Jetson("Orin", "36.4.3", "6.2", "MAXN", clocks_locked=False)
+    board = replace(found, jetson=jetson, cpu=replace(found.cpu, count=12, cores=12), gpus=())
+    rows = dict(doctor_view._machine_rows(board))
+    assert rows["processor"].endswith("12 logical, 12 cores")
+    assert "jetson_clocks" in rows["clocks"]
+    assert "GPUs" not in rows
+    locked = dict(doctor_view._machine_rows(replace(board, jetson=replace(jetson, clocks_locked=True))))
+    assert locked["clocks"] == "locked"
+    assert dict(doctor_view._machine_rows(replace(found, gpus=("A", "A"))))["GPUs"] == "A, A"
