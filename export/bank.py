@@ -18,15 +18,15 @@ from typing import Any
 import cv2
 import numpy as np
 import numpy.typing as npt
-import torch
 
+from posekit.export.bank_search import matched_arrays
 from posekit.export.mesh import ObjectModel
 from posekit.export.recipe import BankRecipe
 from posekit.export.render import Image, Renderer, headlight, shade
 from posekit.export.tensor_file import write_tensor_file
 from posekit.export.viewsphere import view_rotations, viewsphere
 from posekit.runtime.atomic import replacing
-from posekit.runtime.bank import FORMAT, MIN_VIEWS, Search, sketch_channels
+from posekit.runtime.bank import FORMAT, MIN_VIEWS
 from posekit.runtime.crop import CropPreset, crop
 from posekit.runtime.detection import box_from_mask
 from posekit.runtime.errors import ExportError, OutputError
@@ -41,9 +41,6 @@ DISTANCE_DIAMETERS = 4.5  # a 20 cm object seen from 90 cm
 FILL = 0.9  # of the template camera's side that the object's circumscribed sphere covers
 OVERSIZE = 1.25  # template image per crop: the box of a slender view is enlarged to the crop
 BATCH = 32
-SKETCHED_AT_ONCE = 1024
-SAMPLED_VIEWS = 4096  # that the directions of sketches are taken from: they span the rest
-SVD_ITERATIONS = 4
 IN_MEMORY_BYTES = 256 << 20
 DTYPES: dict[str, type[np.floating[Any]]] = {"fp32": np.float32, "fp16": np.float16}
 
@@ -121,43 +118,6 @@ def build_bank(
         with replacing(path) as file:
             write_tensor_file(file, arrays, metadata)
     return BuiltBank(count, places, channels, path.stat().st_size)
-
-
-def matched_arrays(
-    descriptors: npt.NDArray[np.floating], weights: npt.NDArray[np.float32], search: Search
-) -> dict[str, npt.NDArray[Any]]:
-    """What a bank keeps for its matcher (posekit.runtime.bank.MATCHED). descriptors: (N, L, C).  weights: (N,)."""
-    if search == "flat":
-        return {"templates": descriptors.transpose(1, 2, 0), "weights": weights}
-    projection = sketch_projection(descriptors, weights)
-    parts = range(0, len(descriptors), SKETCHED_AT_ONCE)
-    sketches = [_weighted(descriptors, weights, slice(i, i + SKETCHED_AT_ONCE)) @ projection for i in parts]
-    return {
-        "templates": descriptors,
-        "weights": weights,
-        "projection": projection,
-        "sketches": np.ascontiguousarray(np.concatenate(sketches).T),
-    }
-
-
-def sketch_projection(
-    descriptors: npt.NDArray[np.floating], weights: npt.NDArray[np.float32]
-) -> npt.NDArray[np.float32]:
-    """(L C, S): the right singular vectors of the weighted templates that matter most, of evenly chosen views."""
-    chosen = np.linspace(0, len(descriptors) - 1, min(len(descriptors), SAMPLED_VIEWS)).round().astype(int)
-    rows = torch.from_numpy(_weighted(descriptors, weights, chosen))
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(0)
-        _, _, directions = torch.svd_lowrank(rows, q=sketch_channels(rows.shape[1]), niter=SVD_ITERATIONS)
-    return np.ascontiguousarray(directions.numpy())
-
-
-def _weighted(
-    descriptors: npt.NDArray[np.floating], weights: npt.NDArray[np.float32], at: slice | npt.NDArray[np.int_]
-) -> npt.NDArray[np.float32]:
-    """(n, L C)."""
-    part = np.asarray(descriptors[at], np.float32)
-    return part.reshape(len(part), -1) * weights[at, None]
 
 
 def _finite(descriptors: npt.NDArray[Any], first_view: int) -> npt.NDArray[Any]:

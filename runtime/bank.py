@@ -111,7 +111,7 @@ def check_bank_fits_matcher(bank: TemplateBank, inputs: Sequence[TensorSpec], wh
             what,
             got=f"a {bank.search} bank: {_listed(given)}",
             expected=_listed(wanted),
-            remedy="Build it again for this bundle's matcher: posekit bank build.",
+            remedy="Build it again: posekit bank build. A bundle of an older posekit has to be exported again.",
         )
 
 

@@ -24,7 +24,7 @@ import torch
 from scipy.spatial.transform import Rotation
 
 from posekit.benchmarks.peers.contest import Contender, Contest
-from posekit.export.bank import matched_arrays
+from posekit.export.bank_search import matched_arrays
 from posekit.export.networks.matcher import BEST, FlatMatcher, matcher_graph
 from posekit.export.onnx_from_network import onnx_from_network
 from posekit.runtime.backends import BACKENDS

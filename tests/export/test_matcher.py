@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from onnx import load_model
 
-from posekit.export.bank import matched_arrays
+from posekit.export.bank_search import matched_arrays
 from posekit.export.networks.matcher import BEST, matcher_graph
 from posekit.export.onnx_from_network import onnx_from_network
 from posekit.runtime.backends.ort import OrtSession
