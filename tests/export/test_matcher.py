@@ -15,6 +15,7 @@ from onnx import load_model
 from posekit.export.bank_search import matched_arrays
 from posekit.export.networks.matcher import BEST, matcher_graph
 from posekit.export.onnx_from_network import onnx_from_network
+from posekit.runtime.backends.openvino import OpenVinoSession
 from posekit.runtime.backends.ort import OrtSession
 from posekit.runtime.bank import MATCHED, SHORTLIST, Search
 
@@ -122,6 +123,19 @@ def test_matchers_export_with_any_number_of_views(tmp_path: Path, search: Search
     kinds = [node.op_type for node in load_model(tmp_path / "m.onnx").graph.node]
     assert ("ThresholdedRelu" in kinds) == (threshold is not None)
     assert not {"Where", "LessOrEqual"} & set(kinds)
+
+
+@pytest.mark.parametrize("search", ["flat", "coarse"])
+@pytest.mark.parametrize("threshold", [None, 0.2])
+def test_openvino_finds_what_onnx_runtime_finds(tmp_path: Path, search: Search, threshold: float | None) -> None:
+    onnx_from_network(matcher_graph(9, 4, threshold, search), tmp_path / "m.onnx")
+    rng = np.random.default_rng(0)
+    t, w = random_bank(rng, 9, 4, 400)
+    feed = {"descriptors": unit(t[[5, 80, 399]] + 0.1, 2).astype(np.float32), **matched_arrays(t, w, search)}
+    ours, theirs = OrtSession(tmp_path / "m.onnx", threads=1), OpenVinoSession(tmp_path / "m.onnx", threads=1)
+    one, other = ours.run(feed), theirs.run(feed)
+    assert one["index"].tolist() == other["index"].tolist()
+    np.testing.assert_allclose(np.asarray(one["score"]), np.asarray(other["score"]), atol=1e-5)
 
 
 def test_a_shortlist_finds_what_all_views_find(tmp_path: Path) -> None:
