@@ -188,14 +188,17 @@ class Detector:
         entry, family = self.entry, self.family
         self._check_outputs({name: array.shape for name, array in outputs.items()})
         found = self._of_bundle(family.decode(outputs, entry.input_wh_px, entry.score_threshold))
-        best_first = np.argsort(-found.scores, kind="stable")[:MAX_DETECTIONS]
-        found = found.take(nms(found, entry.iou_threshold) if family.suppress else best_first)
-        boxes = boxes_in_image(found.boxes, boxed, image_wh_px)
-        rows = zip(found.labels.tolist(), found.scores.tolist(), boxes, boxes.tolist(), strict=True)
+        if family.suppress:
+            found = found.take(nms(found, entry.iou_threshold))
+        boxes = boxes_in_image(
+            found.boxes.tolist(), boxed, image_wh_px
+        )  # plain floats: right after a network ran, NumPy's
+        rows = zip(found.labels.tolist(), found.scores.tolist(), boxes, strict=True)  # code has to come back first
+        best_first = sorted(rows, key=lambda row: -row[1])[:MAX_DETECTIONS]
         return [
-            Detection(entry.class_object_ids[label], score, box)
-            for label, score, box, (x0, y0, x1, y1) in rows
-            if x1 - x0 >= MIN_BOX_SIDE_PX and y1 - y0 >= MIN_BOX_SIDE_PX
+            Detection(entry.class_object_ids[label], score, np.array(box))
+            for label, score, box in best_first
+            if box[2] - box[0] >= MIN_BOX_SIDE_PX and box[3] - box[1] >= MIN_BOX_SIDE_PX
         ]
 
     def close(self) -> None:
@@ -219,14 +222,23 @@ class Detector:
         return found.take(self._object_ids[labels] >= 0)
 
 
-def boxes_in_image(boxes: Array32, boxed: Letterboxed, image_wh_px: tuple[int, int]) -> Array:
-    """(N, 4) edges in the letterboxed input -> (N, 4) float64 in the image, pixel centres at integers, clipped to it.
+def boxes_in_image(
+    boxes: Sequence[Sequence[float]], boxed: Letterboxed, image_wh_px: tuple[int, int]
+) -> list[tuple[float, float, float, float]]:
+    """Edges x0, y0, x1, y1 in the letterboxed input -> in the image, pixel centres at integers, clipped to it.
 
     Edge e of a pixel grid lies at coordinate e - 0.5 when pixel centres are at integers.
     """
-    edges = (boxes.astype(np.float64).reshape(-1, 2, 2) - boxed.offset_px) / boxed.scale  # two corners, x and y
-    inside = np.minimum(np.maximum(edges, 0.0), image_wh_px)
-    return np.asarray(inside.reshape(-1, 4) - 0.5)
+    (left, top), (scale_x, scale_y) = boxed.offset_px.tolist(), boxed.scale.tolist()
+    width, height = image_wh_px
+
+    def x(edge: float) -> float:
+        return float(min(max((edge - left) / scale_x, 0.0), width)) - 0.5
+
+    def y(edge: float) -> float:
+        return float(min(max((edge - top) / scale_y, 0.0), height)) - 0.5
+
+    return [(x(x0), y(y0), x(x1), y(y1)) for x0, y0, x1, y1 in boxes]
 
 
 def _check_input(inputs: Sequence[TensorSpec], shape: tuple[int, ...]) -> None:

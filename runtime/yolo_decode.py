@@ -117,9 +117,11 @@ def _above(centre_size: Array32, classes: Array32, objectness: Array32 | None, s
 def _chosen(boxes: Array32, scores: Array32, labels: npt.NDArray[np.generic], score_threshold: float) -> Candidates:
     check_finite("scores", scores)
     keep = np.flatnonzero(scores > score_threshold)
-    check_finite("boxes", boxes[keep])
-    check_finite("labels", labels[keep])
-    return Candidates(boxes[keep], scores[keep], labels[keep].astype(np.int64))
+    boxes, labels = boxes[keep], labels[keep]
+    check_finite("boxes", boxes)
+    if labels.dtype != np.int64:
+        check_finite("labels", labels)
+    return Candidates(boxes, scores[keep], labels.astype(np.int64, copy=False))
 
 
 def _cells(input_wh_px: tuple[int, int]) -> tuple[Array32, Array32]:

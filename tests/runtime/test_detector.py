@@ -159,7 +159,7 @@ def test_a_painted_rectangle_comes_back_where_it_was(wh: tuple[int, int]) -> Non
     boxed = letterbox(image, (320, 320), 0, "centre")
     rows, columns = np.nonzero(boxed.pixels[..., 0] > 127)
     seen = np.array([[columns.min(), rows.min(), columns.max() + 1, rows.max() + 1]], np.float32)
-    box = boxes_in_image(seen, boxed, wh)[0]
+    box = boxes_in_image(seen.tolist(), boxed, wh)[0]
     np.testing.assert_allclose(box, [159.5, 119.5, 279.5, 199.5], atol=0.5 / boxed.scale.min())
 
 
@@ -167,7 +167,7 @@ def test_an_unscaled_box_is_exact_and_clipped_to_the_image() -> None:
     boxed = letterbox(np.zeros((60, 100, 3), np.uint8), (100, 100), 114, "centre")
     edges = np.array([[10, 30, 11, 31], [-50, -50, 200, 200]], np.float32)
     np.testing.assert_array_equal(
-        boxes_in_image(edges, boxed, (100, 60)), [[9.5, 9.5, 10.5, 10.5], [-0.5, -0.5, 99.5, 59.5]]
+        boxes_in_image(edges.tolist(), boxed, (100, 60)), [[9.5, 9.5, 10.5, 10.5], [-0.5, -0.5, 99.5, 59.5]]
     )
 
 
