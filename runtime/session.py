@@ -28,3 +28,28 @@ class Session(Protocol):
 
     def close(self) -> None:
         """Give back what the session holds. Twice is harmless."""
+
+
+class ForwardingSession:
+    """Stands for a session and passes everything on: for what watches, records or replaces runs (PoseEstimator's `around`)."""
+
+    def __init__(self, session: Session) -> None:
+        self.session = session
+
+    @property
+    def inputs(self) -> tuple[TensorSpec, ...]:
+        return self.session.inputs
+
+    @property
+    def outputs(self) -> tuple[TensorSpec, ...]:
+        return self.session.outputs
+
+    @property
+    def backend(self) -> str:
+        return self.session.backend
+
+    def run(self, feed: Feed) -> dict[str, npt.NDArray[np.generic]]:
+        return self.session.run(feed)
+
+    def close(self) -> None:
+        self.session.close()

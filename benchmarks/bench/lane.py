@@ -15,14 +15,14 @@ from posekit.runtime.boxes import Boxes
 from posekit.runtime.detection import Detection, PoseEstimate
 from posekit.runtime.errors import BackendError
 from posekit.runtime.profiler import NETWORK_STAGES, Stage, StageProfiler
-from posekit.runtime.session import Session
+from posekit.runtime.session import ForwardingSession, Session
 from posekit.runtime.sources import Frame
 
 if TYPE_CHECKING:
     from typing_extensions import Self
 
     from posekit.runtime.estimator import Around, PoseEstimator
-    from posekit.runtime.tensor import Feed, TensorSpec
+    from posekit.runtime.tensor import Feed
 
 CAPTURE, WAIT = "capture", "wait"  # before the frame's pixels are in memory; while they lie there
 Seen = Callable[[Frame, Sequence[Detection], list[PoseEstimate]], None]
@@ -127,36 +127,22 @@ class DeviceEvents:
         return found
 
 
-class _Watched:
+class _Watched(ForwardingSession):
     """A session whose events are read after the frame, or, where it runs again in the frame, just before that.
 
     Reading them costs some microseconds of host time, which a frame with one run of each graph is thus not charged with.
     """
 
     def __init__(self, name: str, session: EventTimed) -> None:
-        self._name, self._session = name, session
+        super().__init__(session)
+        self._name, self._timed = name, session
         self._ran, self._ns = False, dict[str, int]()
-
-    @property
-    def inputs(self) -> tuple[TensorSpec, ...]:
-        return self._session.inputs
-
-    @property
-    def outputs(self) -> tuple[TensorSpec, ...]:
-        return self._session.outputs
-
-    @property
-    def backend(self) -> str:
-        return self._session.backend
 
     def run(self, feed: Feed) -> dict[str, Any]:
         self._read()
-        outputs = self._session.run(feed)
+        outputs = self.session.run(feed)
         self._ran = True
         return outputs
-
-    def close(self) -> None:
-        self._session.close()
 
     def taken(self) -> dict[str, int]:
         self._read()
@@ -165,7 +151,7 @@ class _Watched:
 
     def _read(self) -> None:
         if self._ran:
-            for stage, ms in self._session.stage_ms().items():
+            for stage, ms in self._timed.stage_ms().items():
                 key = f"{self._name} {stage}"
                 self._ns[key] = self._ns.get(key, 0) + round(ms * NS_PER_MS)
             self._ran = False

@@ -39,9 +39,9 @@ from posekit.runtime.intrinsics import Intrinsics
 from posekit.runtime.manifest import Manifest
 from posekit.runtime.profiler import no_stage
 from posekit.runtime.records import json_from_record
-from posekit.runtime.session import Session
+from posekit.runtime.session import ForwardingSession, Session
 from posekit.runtime.sources import Frame, frames_from
-from posekit.runtime.tensor import Feed, TensorSpec
+from posekit.runtime.tensor import Feed
 
 ROOT = Path(__file__).resolve().parents[2]
 Ran = tuple[Session, Feed]
@@ -87,32 +87,7 @@ class Watch:
         self.solver_ns += time.perf_counter_ns() - start_ns
 
 
-class _Around:
-    """A session in another's place."""
-
-    def __init__(self, session: Session) -> None:
-        self.session = session
-
-    @property
-    def inputs(self) -> tuple[TensorSpec, ...]:
-        return self.session.inputs
-
-    @property
-    def outputs(self) -> tuple[TensorSpec, ...]:
-        return self.session.outputs
-
-    @property
-    def backend(self) -> str:
-        return self.session.backend
-
-    def run(self, feed: Feed) -> dict[str, Any]:
-        return self.session.run(feed)
-
-    def close(self) -> None:
-        self.session.close()
-
-
-class _Timed(_Around):
+class _Timed(ForwardingSession):
     def __init__(self, session: Session, watch: Watch) -> None:
         super().__init__(session)
         self._watch = watch
@@ -125,7 +100,7 @@ class _Timed(_Around):
         return outputs
 
 
-class _Instant(_Around):
+class _Instant(ForwardingSession):
     """In place of a pose graph: takes crops of any size and finds every object a metre away."""
 
     def run(self, feed: Feed) -> dict[str, Any]:

@@ -20,8 +20,8 @@ from posekit.runtime.manifest import DetectorEntry, Precision
 from posekit.runtime.paths import PATHS, OpenGraph
 from posekit.runtime.pose import Pose
 from posekit.runtime.profiler import no_stage
-from posekit.runtime.session import Session
-from posekit.runtime.tensor import Feed, TensorSpec
+from posekit.runtime.session import ForwardingSession, Session
+from posekit.runtime.tensor import Feed
 
 Outputs = dict[str, npt.NDArray[Any]]
 Advance = Callable[[int, int], None]
@@ -72,26 +72,14 @@ class GreyNoise:
         pixels[:] = np.clip(pixels.astype(np.int16) + drawn, 0, 255)
 
 
-@dataclass
-class _Recorder:
+class _Recorder(ForwardingSession):
     """A session that keeps what its last run put out, and how long each took."""
 
-    name: str
-    session: Session
-    last: Outputs = field(default_factory=dict)
-    runs_ns: list[int] = field(default_factory=list)
-
-    @property
-    def inputs(self) -> tuple[TensorSpec, ...]:
-        return self.session.inputs
-
-    @property
-    def outputs(self) -> tuple[TensorSpec, ...]:
-        return self.session.outputs
-
-    @property
-    def backend(self) -> str:
-        return self.session.backend
+    def __init__(self, name: str, session: Session) -> None:
+        super().__init__(session)
+        self.name = name
+        self.last: Outputs = {}
+        self.runs_ns: list[int] = []
 
     def run(self, feed: Feed) -> Outputs:
         start_ns = time.perf_counter_ns()
@@ -99,9 +87,6 @@ class _Recorder:
         self.runs_ns.append(time.perf_counter_ns() - start_ns)
         self.last = {name: array.copy() for name, array in out.items()}
         return out
-
-    def close(self) -> None:
-        self.session.close()
 
 
 def observe(
