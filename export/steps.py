@@ -20,7 +20,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol, TypeVar, cast
 
-from posekit.runtime.engines.cache import default_folder
+from posekit.runtime.cache_folder import cache_folder
 from posekit.runtime.file_hash import file_sha256
 from posekit.runtime.records import RecordProblem, plain_from, record_from
 
@@ -92,7 +92,7 @@ class Steps:
     """
 
     def __init__(self, folder: Path | None = None, *, max_bytes: int = MAX_BYTES) -> None:
-        self.folder = folder or default_folder().with_name("steps")
+        self.folder = folder or cache_folder("steps")
         self.max_bytes = max_bytes
         self.found: list[str] = []
         self.made: list[str] = []

@@ -16,7 +16,6 @@ import sys
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
-from datetime import datetime, timezone
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -26,7 +25,7 @@ from posekit.benchmarks.peers.result import Measured, PeersResult
 from posekit.benchmarks.peers.table import markdown
 from posekit.benchmarks.studies.command import Advance, run_study
 from posekit.benchmarks.studies.machine import PACKAGES, RESULTS, commit_of, load_average, this_machine
-from posekit.benchmarks.studies.precision_result import BUSY_LOAD, Run, read, write
+from posekit.benchmarks.studies.precision_result import Run, read, write
 from posekit.benchmarks.studies.round_robin import PAUSE_S
 from posekit.runtime.errors import InputError
 
@@ -78,8 +77,7 @@ def measure(
         except UnequalWorkError as error:
             failures.append(error)
             continue
-        date = datetime.now(timezone.utc).isoformat(timespec="seconds")
-        run = Run(date, commit, request.command, load_before, load_average(), load_before > BUSY_LOAD)
+        run = Run.ended(commit, request.command, load_before, load_average())
         rows = (*result.contests, Measured(run, found))
         order = list(known)
         result = replace(result, contests=tuple(sorted(rows, key=lambda row: order.index(row.result.contest))))

@@ -7,8 +7,9 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Protocol, TypeVar
 
-from posekit.runtime.atomic import make_folder
+from posekit.runtime.atomic import make_folder, write_whole
 from posekit.runtime.errors import PosekitError
+from posekit.runtime.records import json_from_record
 
 Advance = Callable[[str, int, int], None]
 
@@ -21,6 +22,12 @@ class Asked(Protocol):
 
 
 A = TypeVar("A", bound=Asked)
+
+
+def write_with_table(out: Path, result: object, table: str) -> None:
+    """The result file, and its Markdown beside it. Raises OutputError."""
+    write_whole(out, (json_from_record(result) + "\n").encode())
+    write_whole(out.with_suffix(".md"), table.encode())
 
 
 def run_study(

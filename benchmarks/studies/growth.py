@@ -17,21 +17,18 @@ import sys
 import tracemalloc
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from datetime import datetime, timezone
 from itertools import islice, pairwise
 from pathlib import Path
 
 from posekit.benchmarks.bench.modes import resident_mb
 from posekit.benchmarks.markdown_table import markdown_table
-from posekit.benchmarks.studies.command import Advance, run_study
+from posekit.benchmarks.studies.command import Advance, run_study, write_with_table
 from posekit.benchmarks.studies.machine import RESULTS, Machine, commit_of, load_average, this_machine
-from posekit.benchmarks.studies.precision_result import BUSY_LOAD, Run, read
-from posekit.runtime.atomic import write_whole
+from posekit.benchmarks.studies.precision_result import Run, read
 from posekit.runtime.boxes import Boxes, boxes_from
 from posekit.runtime.bundle import Bundle
 from posekit.runtime.errors import InputError, PosekitError
 from posekit.runtime.estimator import PoseEstimator
-from posekit.runtime.records import json_from_record
 from posekit.runtime.sources import Frame, frames_from
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -114,14 +111,13 @@ def held_bytes() -> int:
 
 def study(request: Request, advance: Advance) -> Result:
     """Raises what the bundle, the boxes or the frames are refused for."""
-    commit, load = commit_of(ROOT), load_average()  # before: that is the code which runs
+    commit, load = commit_of(ROOT), load_average()
     frames = list(islice(frames_from(request.frames), HELD))
     boxes = boxes_from(request.boxes) if request.boxes else None
     with Bundle(request.bundle) as bundle:
         rows = tuple(_rows(bundle, frames, boxes, request.marks, advance))
         workload = f"{bundle.manifest.name}, {len(frames)} frames over and over"
-    date = datetime.now(timezone.utc).isoformat(timespec="seconds")
-    run = Run(date, commit, request.command, load, load_average(), load > BUSY_LOAD)
+    run = Run.ended(commit, request.command, load, load_average())
     return Result(this_machine(), run, workload, rows)
 
 
@@ -180,8 +176,7 @@ def requested(arguments: Sequence[str] | None = None) -> Request | Path:
 def measure(request: Request, advance: Advance) -> list[PosekitError]:
     """Into the result file, and its Markdown beside it."""
     result = study(request, advance)
-    write_whole(request.out, (json_from_record(result) + "\n").encode())
-    write_whole(request.out.with_suffix(".md"), markdown(result).encode())
+    write_with_table(request.out, result, markdown(result))
     return []
 
 

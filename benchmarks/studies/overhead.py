@@ -17,18 +17,16 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, replace
-from datetime import datetime, timezone
 from itertools import islice
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from posekit.benchmarks.studies.command import Advance, run_study
+from posekit.benchmarks.studies.command import Advance, run_study, write_with_table
 from posekit.benchmarks.studies.machine import RESULTS, commit_of, load_average, this_machine
 from posekit.benchmarks.studies.overhead_result import Case, Result, markdown
-from posekit.benchmarks.studies.precision_result import BUSY_LOAD, Run, read
-from posekit.runtime.atomic import write_whole
+from posekit.benchmarks.studies.precision_result import Run, read
 from posekit.runtime.bundle import Bundle
 from posekit.runtime.crop import Image, crop
 from posekit.runtime.detection import Detection
@@ -38,7 +36,6 @@ from posekit.runtime.estimator import Around, PoseEstimator
 from posekit.runtime.intrinsics import Intrinsics
 from posekit.runtime.manifest import Manifest
 from posekit.runtime.profiler import no_stage
-from posekit.runtime.records import json_from_record
 from posekit.runtime.session import ForwardingSession, Session
 from posekit.runtime.sources import Frame, frames_from
 from posekit.runtime.tensor import Feed
@@ -111,12 +108,11 @@ class _Instant(ForwardingSession):
 
 def study(request: Request, advance: Advance) -> Result:
     """Raises what the bundle, its path or the frames are refused for."""
-    commit, load = commit_of(ROOT), load_average()  # before: that is the code which runs
+    commit, load = commit_of(ROOT), load_average()
     frames = list(islice(frames_from(request.frames), HELD))
     with Bundle(request.bundle) as bundle:
         cases = tuple(measured(bundle, frames, request.passes, advance))
-    date = datetime.now(timezone.utc).isoformat(timespec="seconds")
-    run = Run(date, commit, request.command, load, load_average(), load > BUSY_LOAD)
+    run = Run.ended(commit, request.command, load, load_average())
     return Result(this_machine(), run, cases)
 
 
@@ -284,8 +280,7 @@ def requested(arguments: Sequence[str] | None = None) -> Request | Path:
 def measure(request: Request, advance: Advance) -> list[PosekitError]:
     """Into the result file, and its Markdown beside it."""
     result = study(request, advance)
-    write_whole(request.out, (json_from_record(result) + "\n").encode())
-    write_whole(request.out.with_suffix(".md"), markdown(result).encode())
+    write_with_table(request.out, result, markdown(result))
     return []
 
 

@@ -17,13 +17,11 @@ import sys
 import tempfile
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from datetime import datetime, timezone
 from pathlib import Path
 
 from posekit.benchmarks.studies.command import Advance, run_study
 from posekit.benchmarks.studies.machine import RESULTS, commit_of, load_average, this_machine
 from posekit.benchmarks.studies.precision_result import (
-    BUSY_LOAD,
     PROGRESS_MARK,
     Measurement,
     Options,
@@ -78,8 +76,7 @@ def study(request: Request, measure: Measure, advance: Advance) -> tuple[Result,
         except SystemFailed as error:
             failures.append(error)
             continue
-        date = datetime.now(timezone.utc).isoformat(timespec="seconds")
-        run = Run(date, commit, request.command, load_before, load_average(), load_before > BUSY_LOAD)
+        run = Run.ended(commit, request.command, load_before, load_average())
         result = replace(result, systems=_ordered((*result.systems, SystemResult(system, run, found))))
         write(request.out, result)
     return result, failures

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import statistics
 from dataclasses import dataclass, field
+from datetime import datetime, timezone
 from pathlib import Path
 from typing import TypeVar
 
@@ -149,6 +150,12 @@ class Run:
     load_before: float
     load_after: float
     busy: bool
+
+    @staticmethod
+    def ended(commit: str, command: str, load_before: float, load_after: float) -> Run:
+        """One that is over now. commit: read before it began, for that is the code which ran."""
+        date = datetime.now(timezone.utc).isoformat(timespec="seconds")
+        return Run(date, commit, command, load_before, load_after, load_before > BUSY_LOAD)
 
 
 @dataclass(frozen=True)

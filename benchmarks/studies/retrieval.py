@@ -17,7 +17,6 @@ import sys
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
-from datetime import datetime, timezone
 from functools import partial
 from pathlib import Path
 from typing import get_args
@@ -26,9 +25,9 @@ import torch
 
 from posekit.benchmarks.markdown_table import markdown_table
 from posekit.benchmarks.peers.retrieval import SIZES, Found, Size, Views, deviations, exact, made_views, posekit_matcher
-from posekit.benchmarks.studies.command import Advance, run_study
+from posekit.benchmarks.studies.command import Advance, run_study, write_with_table
 from posekit.benchmarks.studies.machine import RESULTS, Machine, commit_of, load_average, this_machine
-from posekit.benchmarks.studies.precision_result import BUSY_LOAD, Run, read, write
+from posekit.benchmarks.studies.precision_result import Run, read
 from posekit.benchmarks.studies.round_robin import PAUSE_S, interleaved
 from posekit.runtime.bank import Search
 from posekit.runtime.errors import InputError, PosekitError
@@ -109,17 +108,16 @@ def _agreement(views: Views, threads: int) -> float:
 
 def measure(request: Request, threads: int, advance: Advance) -> RetrievalResult:
     """Raises OutputError."""
-    load, rows = load_average(), []
+    commit, load, rows = commit_of(ROOT), load_average(), []
     for size in request.sizes:
 
         def step(done: int, total: int, name: str = size.name) -> None:
             advance(name, done, total)
 
         rows.append(measured(size, threads, request.rounds, request.pause_s, step))
-    date = datetime.now(timezone.utc).isoformat(timespec="seconds")
-    run = Run(date, commit_of(ROOT), request.command, load, load_average(), load > BUSY_LOAD)
+    run = Run.ended(commit, request.command, load, load_average())
     result = RetrievalResult(this_machine(), threads, request.rounds, run, tuple(rows))
-    write(request.out, result)
+    write_with_table(request.out, result, markdown(result))
     return result
 
 

@@ -20,7 +20,7 @@ from posekit.export.recipe_networks import DETECTOR, TracedFrom
 from posekit.export.steps import Keeping, Step
 from posekit.export.verify.reference import REFERENCE_BACKEND, BoxReference, PoseReference, Progress
 from posekit.runtime.bundle import Bundle
-from posekit.runtime.engines.cache import default_folder
+from posekit.runtime.cache_folder import cache_folder
 from posekit.runtime.errors import RecipeError
 from posekit.runtime.manifest import Precision
 
@@ -162,7 +162,7 @@ class _Stage:
         return half
 
     def _int8(self, base: bytes, out: Path, judge: Judge, others: tuple[Measured, ...]) -> Int8Report:
-        method, tables = self.inputs.recipe.precision.method, default_folder().with_name(RANGES)
+        method, tables = self.inputs.recipe.precision.method, cache_folder(RANGES)
         return int8_variant(
             base, out, self.crops.feeds, self.crops.fitness, method, tables, judge, others, self.progress
         )
