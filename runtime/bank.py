@@ -29,6 +29,7 @@ MATCHED: dict[Search, dict[str, str]] = {
 OBJECT_ID = re.compile("[0-9]{1,10}")
 SHORTLIST = 128  # views that a coarse search compares in full
 MOST_SKETCH_CHANNELS = 64
+BUILD_AGAIN = "Build it again: posekit bank build. A bundle of an older posekit has to be exported again."
 MIN_VIEWS: dict[Search, int] = {"flat": 5, "coarse": SHORTLIST}  # the matcher returns its best five
 
 
@@ -73,7 +74,7 @@ def bank_from_bytes(view: memoryview | bytes, what: str) -> TemplateBank:
             what,
             got=problem,
             expected=f"a bank of format {FORMAT}",
-            remedy="Build it again: posekit bank build.",
+            remedy=BUILD_AGAIN,
         )
     meta = tensors.metadata
     search: Search = "coarse" if meta["search"] == "coarse" else "flat"
@@ -111,7 +112,7 @@ def check_bank_fits_matcher(bank: TemplateBank, inputs: Sequence[TensorSpec], wh
             what,
             got=f"a {bank.search} bank: {_listed(given)}",
             expected=_listed(wanted),
-            remedy="Build it again: posekit bank build. A bundle of an older posekit has to be exported again.",
+            remedy=BUILD_AGAIN,
         )
 
 
