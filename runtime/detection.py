@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from enum import Enum
 from math import isfinite
 
 import numpy as np
@@ -34,17 +35,55 @@ class Detection:
             raise InputError("detection score", got=self.score, expected="a finite number", remedy="Drop it.")
 
 
+class Reason(Enum):
+    """Why a detection has no pose; the value is what results and JSON say."""
+
+    BOX_OUTSIDE_IMAGE = "box_outside_image"
+    BOX_BEYOND_LENS = "box_beyond_lens"  # the lens model takes no ideal pixel there
+    OUTPUT_NOT_FINITE = "output_not_finite"
+    OUTPUT_NO_ROTATION = "output_no_rotation"
+    TOO_FEW_CORRESPONDENCES = "too_few_correspondences"
+    DEGENERATE_CORRESPONDENCES = "degenerate_correspondences"  # on one line, or in one pixel
+    NO_CONSENSUS = "no_consensus"
+    BEHIND_CAMERA = "behind_camera"
+    NOTHING_ALIKE = "nothing_alike"  # no template of the bank
+    SCORE_BELOW_THRESHOLD = "score_below_threshold"
+
+
+@dataclass(frozen=True, eq=False)
+class Hypothesis:
+    """One pose that a path proposes for one detection.
+
+    score: confidence in 0..1 as the path computes it.   alternative: another pose that explains the same evidence as
+    well, as a flat object far away has two; None where the pose is the only one.
+    """
+
+    cam_from_obj: Pose
+    score: float
+    alternative: Pose | None = None
+
+
 @dataclass(frozen=True, eq=False)
 class PoseEstimate:
     """One found pose. An object whose pose was not found has no estimate.
 
     score: confidence in 0..1 as the pose path computes it; comparable within one path only.
+    alternative: see `Hypothesis`.
     """
 
     object_id: int
     score: float
     cam_from_obj: Pose
     detection: Detection
+    alternative: Pose | None = None
+
+
+@dataclass(frozen=True, eq=False)
+class Unposed:
+    """A detection whose pose was not found, and why."""
+
+    detection: Detection
+    reason: Reason
 
 
 def checked_box(box_xyxy_px: npt.ArrayLike) -> Array:

@@ -12,7 +12,7 @@ from posekit.runtime.backends import open_session
 from posekit.runtime.bundle import Bundle
 from posekit.runtime.crop import Image, check_frame
 from posekit.runtime.crop_batch import CropBatch
-from posekit.runtime.detection import Detection, PoseEstimate
+from posekit.runtime.detection import Detection, Hypothesis, PoseEstimate, Unposed
 from posekit.runtime.detector import Detector
 from posekit.runtime.errors import BackendError, BundleError, InputError
 from posekit.runtime.intrinsics import Intrinsics
@@ -106,6 +106,13 @@ class PoseEstimator:
 
         image_rgb_u8: (H, W, 3) RGB (use `rgb_from_bgr` for BGR frames).  detections: default, the bundle's own detector.
         """
+        found = self.outcomes(image_rgb_u8, intrinsics, detections)
+        return [outcome for outcome in found if isinstance(outcome, PoseEstimate)]
+
+    def outcomes(
+        self, image_rgb_u8: Image, intrinsics: Intrinsics, detections: Sequence[Detection] | None = None
+    ) -> list[PoseEstimate | Unposed]:
+        """What became of every detection, in their order: its pose, or why it has none. Arguments as of `estimate`."""
         check_frame(image_rgb_u8, intrinsics)
         if detections is None:
             detections = self.detect(image_rgb_u8, intrinsics)
@@ -118,26 +125,27 @@ class PoseEstimator:
                 remedy=f"Path {self.path_name!r} does not know that object: filter the boxes or export it.",
             )
         image_rgb_u8 = np.ascontiguousarray(image_rgb_u8)  # once, not per crop
-        estimates: list[PoseEstimate] = []
+        outcomes: list[PoseEstimate | Unposed] = []
         for start in range(0, len(detections), self._most_crops):
-            estimates += self._estimate_some(image_rgb_u8, intrinsics, detections[start : start + self._most_crops])
-        return estimates
+            outcomes += self._outcomes_of_some(image_rgb_u8, intrinsics, detections[start : start + self._most_crops])
+        return outcomes
 
     def close(self) -> None:
         """Close all sessions. Twice is harmless."""
         for session in self._sessions:
             session.close()
 
-    def _estimate_some(
+    def _outcomes_of_some(
         self, image_rgb_u8: Image, intrinsics: Intrinsics, detections: Sequence[Detection]
-    ) -> list[PoseEstimate]:
+    ) -> list[PoseEstimate | Unposed]:
         with self._stage("crop"):
             self._batch.cut(image_rgb_u8, intrinsics, detections)
         found = self._path.poses(self._batch, detections, intrinsics.undistorted(), self._stage)
         return [
-            PoseEstimate(detection.object_id, result[1], result[0], detection)
+            PoseEstimate(detection.object_id, result.score, result.cam_from_obj, detection, result.alternative)
+            if isinstance(result, Hypothesis)
+            else Unposed(detection, result)
             for detection, result in zip(detections, found, strict=True)
-            if result is not None
         ]
 
 

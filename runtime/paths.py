@@ -17,7 +17,7 @@ from posekit.runtime.bank import TemplateBank, bank_from_bytes, check_bank_fits,
 from posekit.runtime.bundle import Bundle
 from posekit.runtime.crop_batch import CropBatch, check_feedable
 from posekit.runtime.decode import pose_from_template
-from posekit.runtime.detection import Detection
+from posekit.runtime.detection import Detection, Hypothesis, Reason
 from posekit.runtime.errors import SpecError
 from posekit.runtime.intrinsics import Intrinsics
 from posekit.runtime.manifest import PathEntry, PathKind, Role, SolverEntry
@@ -25,10 +25,10 @@ from posekit.runtime.pose import Array, Pose, rotation_near
 from posekit.runtime.profiler import Stage, no_stage
 from posekit.runtime.records import json_from_record
 from posekit.runtime.session import Session
-from posekit.runtime.solvers import check_method, pose_from_correspondences
+from posekit.runtime.solvers import Solution, check_method, solution_or_reason
 from posekit.runtime.tensor import Feed, Shape, check_shapes
 
-Found = tuple[Pose, float]
+Found = Hypothesis | Reason  # of one crop
 OpenGraph = Callable[[str], Session]  # name of a graph -> a session of it, on whichever backend and precision
 Outputs = dict[str, npt.NDArray[Any]]
 
@@ -45,11 +45,11 @@ OUTPUTS: dict[Role, dict[str, Shape]] = {
 
 
 class PosePath(Protocol):
-    """crops of one frame -> per crop a pose with its score, or None where none was found."""
+    """crops of one frame -> per crop a pose with its score, or why none was found."""
 
     def poses(
         self, batch: CropBatch, detections: Sequence[Detection], intrinsics: Intrinsics, stage: Stage
-    ) -> list[Found | None]: ...
+    ) -> list[Found]: ...
 
     @property
     def sessions(self) -> tuple[Session, ...]: ...
@@ -91,7 +91,7 @@ class RegressorPath:
 
     def poses(
         self, batch: CropBatch, detections: Sequence[Detection], intrinsics: Intrinsics, stage: Stage
-    ) -> list[Found | None]:
+    ) -> list[Found]:
         with stage("network"):
             out = self._pose.of(batch)
         with stage("decode"):
@@ -99,17 +99,19 @@ class RegressorPath:
             return [_regressed(R, t, score) for R, t, score in rows]
 
 
-def _regressed(R: list[list[float]], t: list[float], score: float) -> Found | None:
+def _regressed(R: list[list[float]], t: list[float], score: float) -> Found:
     """A network may say nonsense: what is not finite, no rotation, or behind the camera is not found.
 
     The nearest rotation to what is none would be an invention.
     """
-    if not all(map(isfinite, (*R[0], *R[1], *R[2], *t, score))) or t[2] <= 0:
-        return None
+    if not all(map(isfinite, (*R[0], *R[1], *R[2], *t, score))):
+        return Reason.OUTPUT_NOT_FINITE
+    if t[2] <= 0:
+        return Reason.BEHIND_CAMERA
     rotation = rotation_near(R)
     if rotation is None or not np.abs(rotation - R).max() <= ROTATION_TOLERANCE:
-        return None
-    return Pose(rotation, np.array(t)), score
+        return Reason.OUTPUT_NO_ROTATION
+    return Hypothesis(Pose(rotation, np.array(t)), score)
 
 
 class CorrespondencePath:
@@ -124,7 +126,7 @@ class CorrespondencePath:
 
     def poses(
         self, batch: CropBatch, detections: Sequence[Detection], intrinsics: Intrinsics, stage: Stage
-    ) -> list[Found | None]:
+    ) -> list[Found]:
         with stage("network"):
             out = self._maps.of(batch)
         with stage("solve"):
@@ -142,7 +144,7 @@ def solved(
     crop_px: int,
     solver: SolverEntry,
     stage: Stage = no_stage,
-) -> Found | None:
+) -> Found:
     """Maps of one crop -> pose. mask: (h, w) probability.  coords_m: (h, w, 3) object frame.
 
     Cells that are not finite are not used. Score: mean mask probability of the cells used, times the share of them
@@ -158,10 +160,10 @@ def solved(
     rows, columns = np.nonzero((mask > solver.mask_threshold) & np.isfinite(mask) & np.isfinite(coords_m).all(axis=2))
     cell_px = crop_px / np.array([mask.shape[1], mask.shape[0]])
     pixels = (np.stack([columns, rows], axis=1) + 0.5) * cell_px - 0.5
-    solution = pose_from_correspondences(coords_m[rows, columns], pixels, K_crop, solver, stage)
-    if solution is None:
-        return None
-    return solution.cam_from_obj, float(mask[rows, columns].mean() * solution.inliers.mean())
+    solution = solution_or_reason(coords_m[rows, columns], pixels, K_crop, solver, stage)
+    if not isinstance(solution, Solution):
+        return solution
+    return Hypothesis(solution.cam_from_obj, float(mask[rows, columns].mean() * solution.inliers.mean()))
 
 
 class BankPath:
@@ -185,10 +187,10 @@ class BankPath:
 
     def poses(
         self, batch: CropBatch, detections: Sequence[Detection], intrinsics: Intrinsics, stage: Stage
-    ) -> list[Found | None]:
+    ) -> list[Found]:
         with stage("network"):
             descriptors = self._embedder.of(batch)["descriptors"]
-        found: list[Found | None] = [None] * len(detections)
+        found: list[Found] = [Reason.NOTHING_ALIKE] * len(detections)
         for object_id, bound in self._bound.items():
             mine = [i for i, detection in enumerate(detections) if detection.object_id == object_id]
             if mine:
@@ -211,9 +213,9 @@ def bound_array(array: npt.NDArray[np.floating]) -> npt.NDArray[np.float32]:
 
 def _template_pose(
     bank: TemplateBank, index: int, batch: CropBatch, i: int, intrinsics: Intrinsics, score: float
-) -> Found | None:
+) -> Found:
     if not (np.isfinite(score) and score > 0):  # nothing alike: whichever view comes first is no answer
-        return None
+        return Reason.NOTHING_ALIKE
     if not 0 <= index < len(bank.R):
         raise SpecError(
             "matcher index", got=index, expected=f"0 to {len(bank.R) - 1}", remedy="Export the matcher again."
@@ -221,7 +223,7 @@ def _template_pose(
     R = rotation_near(bank.R[index].tolist())
     assert R is not None  # only rotations are read
     template = (bank.box_xyxy_px[index], bank.K, bank.t_m[index], bank.centre_m)
-    return pose_from_template(R, batch.crops[i].box_xyxy_px, intrinsics.K, *template), score
+    return Hypothesis(pose_from_template(R, batch.crops[i].box_xyxy_px, intrinsics.K, *template), score)
 
 
 PATHS: dict[PathKind, Callable[[Bundle, PathEntry, OpenGraph], PosePath]] = {

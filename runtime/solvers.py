@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
+from posekit.runtime.detection import Reason
 from posekit.runtime.errors import BackendError, InputError
 from posekit.runtime.manifest import SolverEntry
 from posekit.runtime.pose import Array, Pose, nearest_rotation
@@ -49,33 +50,46 @@ def pose_from_correspondences(
     solver: SolverEntry,
     stage: Stage = no_stage,
 ) -> Solution | None:
-    """Object points (N, 3), metres, seen at ideal pixels (N, 2) of a camera K (3, 3) -> the pose, or None.
+    """The pose of `solution_or_reason`, or None where none was found."""
+    found = solution_or_reason(points_m, pixels, K, solver, stage)
+    return found if isinstance(found, Solution) else None
 
-    None means not found: too few pairs, no consensus, pairs on one line or in one pixel, or an object behind the
-    camera. Deterministic.
+
+def solution_or_reason(
+    points_m: npt.ArrayLike,
+    pixels: npt.ArrayLike,
+    K: npt.ArrayLike,
+    solver: SolverEntry,
+    stage: Stage = no_stage,
+) -> Solution | Reason:
+    """Object points (N, 3), metres, seen at ideal pixels (N, 2) of a camera K (3, 3) -> the pose, or why there is none.
+
+    Not found are: too few pairs, no consensus, pairs on one line or in one pixel, an object behind the camera.
+    Deterministic.
     Raises InputError for arrays that do not fit or an unknown method, BackendError when its library is missing.
     """
     X, u, K_ = (np.ascontiguousarray(a, dtype=np.float64) for a in (points_m, pixels, K))
     _check(X, u, solver)
     if len(X) < solver.min_correspondences:
-        return None
+        return Reason.TOO_FEW_CORRESPONDENCES
     u, K_ = without_skew(u, K_)
     method = METHODS[solver.method]
     found = method.solve(X, u, K_, solver)
     if found is None:
-        return None
+        return Reason.NO_CONSENSUS
     pose, inliers = found
-    enough = max(solver.min_correspondences, MIN_INLIER_SHARE * len(X))
-    if inliers.sum() < enough or not _fixes_a_pose(X[inliers], u[inliers]):
-        return None
+    if inliers.sum() < max(solver.min_correspondences, MIN_INLIER_SHARE * len(X)):
+        return Reason.NO_CONSENSUS
+    if not _fixes_a_pose(X[inliers], u[inliers]):
+        return Reason.DEGENERATE_CORRESPONDENCES
     if solver.refine and not method.refines:
         with stage("refine"):
             pose = refined(pose, X[inliers], u[inliers], K_)
     if pose.t_m[2] <= 0 or (pose.apply(X[inliers])[:, 2] <= 0).any():
-        return None
+        return Reason.BEHIND_CAMERA
     error_px = float(np.sqrt((reprojection_px(pose, X[inliers], u[inliers], K_) ** 2).mean()))
     # A refinement can run away from its start: then the pairs do not agree on this pose.
-    return Solution(pose, inliers, error_px) if error_px <= solver.reprojection_px else None
+    return Solution(pose, inliers, error_px) if error_px <= solver.reprojection_px else Reason.NO_CONSENSUS
 
 
 def without_skew(pixels: Array, K: Array) -> tuple[Array, Array]:

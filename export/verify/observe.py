@@ -13,7 +13,7 @@ import numpy.typing as npt
 from posekit.export.verify.samples import FrameSample, Sample
 from posekit.runtime.bundle import Bundle
 from posekit.runtime.crop_batch import CropBatch
-from posekit.runtime.detection import Detection
+from posekit.runtime.detection import Detection, Hypothesis
 from posekit.runtime.detector import Detector
 from posekit.runtime.estimator import graph_opener, path_named
 from posekit.runtime.manifest import DetectorEntry, Precision
@@ -121,7 +121,7 @@ def observe(
             if noise is not None:
                 noise.add(batch.crops[0].pixels)
             (result,) = found.poses(batch, [sample.detection], sample.intrinsics.undistorted(), no_stage)
-            poses.append(result[0] if result else None)
+            poses.append(result.cam_from_obj if isinstance(result, Hypothesis) else None)
             outputs.append({name: array[0] for recorder in recorders for name, array in recorder.last.items()})
             advance(done + 1, len(samples))
     finally:

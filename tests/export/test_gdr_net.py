@@ -20,6 +20,7 @@ from posekit.export.systems import system_named
 from posekit.export.systems.gdr_net import EPNP, SYSTEM, GdrNet, GdrTarget, Maps, gdr_losses
 from posekit.runtime.crop import CropPreset, crop_K, crop_warp
 from posekit.runtime.decode import site_from_translation
+from posekit.runtime.detection import Hypothesis
 from posekit.runtime.intrinsics import Intrinsics
 from posekit.runtime.paths import solved
 from posekit.runtime.pose import Pose, allo_from_ego, rotation_angle_rad
@@ -95,9 +96,9 @@ def test_rendered_coordinate_maps_give_the_pose_back(object_id: int) -> None:
         CROP.size_px,
         replace(EPNP, iterations=200),
     )
-    assert found is not None
-    assert rotation_angle_rad(found[0].R, truth.R) < 1e-3
-    assert np.allclose(found[0].t_m, truth.t_m, atol=1e-3)
+    assert isinstance(found, Hypothesis)
+    assert rotation_angle_rad(found.cam_from_obj.R, truth.R) < 1e-3
+    assert np.allclose(found.cam_from_obj.t_m, truth.t_m, atol=1e-3)
 
 
 def cell_warp(grid: int) -> np.ndarray:

@@ -10,6 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from toy_bundles import perfect_maps
 
+from posekit.runtime.detection import Hypothesis, Reason
 from posekit.runtime.errors import InputError
 from posekit.runtime.manifest import SolverEntry
 from posekit.runtime.paths import solved
@@ -225,15 +226,15 @@ def test_perfect_maps_give_the_pose_back() -> None:
     K_crop = np.array([[1, 0, 64 - u[0]], [0, 1, 64 - u[1]], [0, 0, 1.0]]) @ K
     mask, coords = perfect_maps(truth, K_crop)
     found = solved(mask, coords, K_crop, 128, SOLVER)
-    assert found is not None
-    pose, score = found
-    assert rotation_angle_rad(pose.R, truth.R) < 1e-3
-    assert np.allclose(pose.t_m, truth.t_m, atol=1e-4)
-    assert score == pytest.approx(1.0)
+    assert isinstance(found, Hypothesis)
+    assert rotation_angle_rad(found.cam_from_obj.R, truth.R) < 1e-3
+    assert np.allclose(found.cam_from_obj.t_m, truth.t_m, atol=1e-4)
+    assert found.score == pytest.approx(1.0)
 
 
 def test_an_empty_mask_is_no_pose() -> None:
-    assert solved(np.zeros((32, 32), np.float32), np.zeros((32, 32, 3), np.float32), K, 128, SOLVER) is None
+    nothing = np.zeros((32, 32), np.float32), np.zeros((32, 32, 3), np.float32)
+    assert solved(*nothing, K, 128, SOLVER) is Reason.TOO_FEW_CORRESPONDENCES
 
 
 def test_maps_with_nan_use_the_rest() -> None:
@@ -242,5 +243,5 @@ def test_maps_with_nan_use_the_rest() -> None:
     mask, coords = perfect_maps(truth, K_crop)
     coords[:16] = np.nan
     found = solved(mask, coords, K_crop, 128, SOLVER)
-    assert found is not None
-    assert rotation_angle_rad(found[0].R, truth.R) < 1e-2
+    assert isinstance(found, Hypothesis)
+    assert rotation_angle_rad(found.cam_from_obj.R, truth.R) < 1e-2
