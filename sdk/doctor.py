@@ -200,6 +200,9 @@ def _bundle(
             member = manifest.graphs[graph].variants[precision]
             engine = _unusable_engine(backend, manifest.files[member].sha256, entries)
             return here("absent", row.found, row.remedy, engine)
+        unfit = BACKENDS[backend].unfit(precision)
+        if unfit is not None:
+            return here("refused", unfit, "Run another precision here, or this one on another backend.")
         one = found.get((backend, graph, precision))
         if one is None:  # broken before or at this variant
             return here("broken", row.found, row.remedy)

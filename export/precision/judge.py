@@ -47,8 +47,9 @@ class Judge:
 
     @staticmethod
     def of(reference: PoseReference | BoxReference, gates: Gates) -> Judge:
-        """On the first backend of JUDGES that is here."""
-        return Judge(reference, gates, next(name for name in JUDGES if BACKENDS[name].missing() is None))
+        """On the first backend of JUDGES that is here and computes int8 as the file says."""
+        able = (name for name in JUDGES if BACKENDS[name].missing() is None and BACKENDS[name].runs("int8"))
+        return Judge(reference, gates, next(able))
 
     @property
     def graph(self) -> str:

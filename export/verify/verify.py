@@ -132,8 +132,7 @@ def _variants(reference: AnyReference, backends: Sequence[str]) -> list[tuple[st
         (backend, precision)
         for backend in backends
         for precision in listed
-        if precision in BACKENDS[backend].precisions
-        and (backend, precision) != (REFERENCE_BACKEND, REFERENCE_PRECISION)
+        if BACKENDS[backend].runs(precision) and (backend, precision) != (REFERENCE_BACKEND, REFERENCE_PRECISION)
     ]
 
 

@@ -25,12 +25,18 @@ class Backend:
 
     open: the graph's bytes, its entry in the manifest and a number of threads (None: its own choice) -> a session.
     engine: whose engines it opens, and builds where the cache has none; None: it needs none.
+    unfit: why a precision gives wrong numbers on this machine, or None.
     """
 
     missing: Callable[[], str | None]
     precisions: tuple[Precision, ...]
     open: Callable[[memoryview, GraphEntry, int | None], Session]
     engine: FlavourName | None = None
+    unfit: Callable[[Precision], str | None] = lambda precision: None
+
+    def runs(self, precision: Precision) -> bool:
+        """Whether it takes this precision, and gives the graph's own numbers on this machine."""
+        return precision in self.precisions and self.unfit(precision) is None
 
 
 @dataclass(frozen=True)
@@ -76,7 +82,7 @@ BACKENDS: dict[str, Backend] = {
     ),
     "tensorrt-rtx": Backend(partial(_tensorrt_missing, "rtx"), SMALLEST_FIRST, partial(_tensorrt, "rtx"), "rtx"),
     "onnxruntime-cuda": Backend(ort.missing_cuda, ("fp16", "fp32"), partial(_ort, ort.CUDA)),
-    "openvino": Backend(openvino.missing, SMALLEST_FIRST, _openvino),
+    "openvino": Backend(openvino.missing, SMALLEST_FIRST, _openvino, unfit=openvino.unfit),
     "onnxruntime": Backend(ort.missing, PLAIN_FIRST, partial(_ort, ort.CPU)),
 }
 
@@ -124,16 +130,18 @@ def session_and_choice(
     turns = AUTO_ORDER if backend == AUTO else ((backend, BACKENDS[backend].precisions),)
     reasons: list[str] = []
     for name, precisions in turns:
-        variant = next((p for p in precisions if p in graph.variants and precision in (None, p)), None)
-        why_not = BACKENDS[name].missing()
+        row, why_not = BACKENDS[name], BACKENDS[name].missing()
+        present = [p for p in precisions if p in graph.variants and precision in (None, p)]
+        variant = next(filter(row.runs, present), None)
         if why_not is None and variant is None:
-            why_not = _no_variant(precisions, precision, graph.variants)
+            unfit = (row.unfit(p) for p in present)
+            why_not = next(unfit, None) or _no_variant(precisions, precision, graph.variants)
         if why_not is not None or variant is None:
             reasons.append(f"{name}: {why_not}.")
             continue
         member = graph.variants[variant]
         try:
-            session = BACKENDS[name].open(bundle.read(member), graph, threads)
+            session = row.open(bundle.read(member), graph, threads)
         except BackendError as error:
             if backend != AUTO:
                 raise

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import os
 from collections.abc import Sequence
+from functools import cache
 from importlib.util import find_spec
 from io import BytesIO
 from pathlib import Path
@@ -18,7 +19,8 @@ from posekit.runtime.backends.declared import as_declared
 from posekit.runtime.backends.opened import OpenedSession
 from posekit.runtime.backends.resident import Array, Residents, unchanging
 from posekit.runtime.errors import BackendError
-from posekit.runtime.manifest import DTYPES
+from posekit.runtime.machine import saturates_int8
+from posekit.runtime.manifest import DTYPES, Precision
 from posekit.runtime.tensor import Feed, TensorSpec
 
 REMEDY_INSTALL = "pip install 'posekit[openvino]'"
@@ -123,6 +125,14 @@ class OpenVinoSession(OpenedSession):
 def missing() -> str | None:
     """Why OpenVINO cannot run here, or None. Looks, does not import."""
     return None if find_spec("openvino") else f"the package openvino is not installed ({REMEDY_INSTALL})"
+
+
+@cache
+def unfit(precision: Precision) -> str | None:
+    """Say why OpenVINO gives wrong numbers for a precision on this machine, or None where it gives the graph's own."""
+    if precision == "int8" and saturates_int8():
+        return "int8 products overflow on this processor (x86 without VNNI), and its answers are wrong"
+    return None
 
 
 def imported_openvino() -> Any:

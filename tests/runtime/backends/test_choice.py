@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, cast, get_args
@@ -121,6 +122,20 @@ def test_a_named_precision_is_obeyed(monkeypatch: pytest.MonkeyPatch, precision:
         others = [p for p in PRECISIONS if p != precision]
         with pytest.raises(BackendError, match=precision):
             session_and_choice(bundle_of(*others), "net", backend=backend, precision=precision)
+
+
+def test_a_precision_that_comes_out_wrong_here_is_not_run(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Not by choice, not by name: the next precision or backend has its turn, and the reason is told."""
+    machine(monkeypatch, openvino=True, onnxruntime=True)
+    wrong = replace(backends.BACKENDS["openvino"], unfit=lambda p: "it overflows" if p == "int8" else None)
+    monkeypatch.setitem(backends.BACKENDS, "openvino", wrong)
+    _, choice = session_and_choice(bundle_of(*PRECISIONS), "net")
+    assert (choice.backend, choice.precision) == ("onnxruntime", "fp32")
+    assert "openvino: it overflows." in choice.reasons
+    _, choice = session_and_choice(bundle_of(*PRECISIONS), "net", backend="openvino")
+    assert choice.precision == "fp16"
+    with pytest.raises(BackendError, match="it overflows"):
+        session_and_choice(bundle_of(*PRECISIONS), "net", backend="openvino", precision="int8")
 
 
 def test_a_named_backend_is_opened_or_refused(monkeypatch: pytest.MonkeyPatch) -> None:
