@@ -12,9 +12,10 @@ from posekit.export.recipe import CropsRecipe, ExportRecipe
 from posekit.export.verify.samples import Sample, samples_from
 from posekit.export.viewsphere import viewsphere
 from posekit.runtime.boxes import Boxes, boxes_from
+from posekit.runtime.camera_file import intrinsics_from_file
 from posekit.runtime.crop import CropPreset
 from posekit.runtime.engines.options import profile_from_histogram
-from posekit.runtime.intrinsics import Intrinsics, intrinsics_from_json
+from posekit.runtime.intrinsics import Intrinsics
 from posekit.runtime.manifest import DEFAULT_CROPS_PER_PASS, DetectorEntry, ObjectEntry
 from posekit.runtime.sources import Frame, Frames
 from posekit.runtime.tensor import TensorSpec
@@ -97,4 +98,4 @@ def _boxes(recipe: ExportRecipe, entry: CropsRecipe, half: int | None) -> Boxes:
 
 
 def _intrinsics(recipe: ExportRecipe, entry: CropsRecipe) -> Intrinsics | None:
-    return intrinsics_from_json(recipe.resolve(entry.camera)) if entry.camera else None
+    return intrinsics_from_file(recipe.resolve(entry.camera)) if entry.camera else None

@@ -13,13 +13,17 @@ from functools import cache
 import numpy as np
 import numpy.typing as npt
 
-from posekit.runtime.detection import checked_box, overlaps_image
+from posekit.runtime.detection import BoxError, Reason, checked_box, overlaps_image
 from posekit.runtime.errors import InputError
-from posekit.runtime.intrinsics import Intrinsics, distort, pixels_from_rays
+from posekit.runtime.intrinsics import Intrinsics, pixels_from_rays
+from posekit.runtime.lens import distort, within_fold
 from posekit.runtime.pose import Array, Pose
 
 Image = npt.NDArray[np.uint8]
 
+WIDEST_RAY_DEG = 80.0  # off the axis: there the ideal image is stretched 33 times along the radius, 6 times across it
+FILLED = 17  # points along each side of a box of which not all has rays
+NOWHERE_PX = -1e4  # where no image is, so that remap gives black
 LAST_ROW = np.array([[0.0, 0.0, 1.0]])  # of a homogeneous affine matrix
 
 
@@ -56,8 +60,8 @@ class CropPreset:
 class Crop:
     """A crop and its geometry.
 
-    pixels: (S, S, 3) uint8 RGB.   warp: (2, 3) crop_from_image on ideal (undistorted) pixels.
-    K: (3, 3) of the crop, pixels.   box_xyxy_px: (4,) the raw box in the ideal image.
+    pixels: (S, S, 3) uint8 RGB.   warp: (2, 3) crop_from_image on pixels of `Intrinsics.ideal`.
+    K: (3, 3) of the crop, pixels.   box_xyxy_px: (4,) the box in that ideal image.
     """
 
     pixels: Image
@@ -129,25 +133,27 @@ def crop(
     """Cut one square crop.
 
     image_rgb_u8: (H, W, 3).  box_xyxy_px: in pixels of that image.  out: (S, S, 3) uint8 buffer to write into.
-    Outside the image is black. A distorted camera is undistorted here, once, for the pixels of the crop only.
-    Raises InputError for a frame, box or camera that does not fit.
+    Outside the image, and beyond the lens's fold, is black. A distorted camera is undistorted here, and one whose pixels
+    are not square is made so, once, for the pixels of the crop only.
+    Raises InputError for a frame, box or camera that does not fit, among them BoxError for a box that shows nothing.
     """
     check_frame(image_rgb_u8, intrinsics)
     raw_box = checked_box(box_xyxy_px)
     wh = (intrinsics.width_px, intrinsics.height_px)
     if not overlaps_image(raw_box, *wh):  # of the image as it is: undistorted, a corner may lie outside
-        raise InputError(
-            "box",
+        raise BoxError(
+            Reason.BOX_OUTSIDE_IMAGE,
             got=f"{raw_box.round(1).tolist()}",
             expected=f"a box that overlaps the {wh[0]} x {wh[1]} image",
             remedy="Drop detections outside the image.",
         )
+    ideal = intrinsics.ideal
     box = ideal_box(raw_box, intrinsics)
-    warp = _square_warp(box, preset, wh)
+    warp = _square_warp(box, preset, (ideal.width_px, ideal.height_px))
     pixels = _warp_pixels(image_rgb_u8, warp, intrinsics, preset.size_px, out)
     if preset.blank_outside_box:
         _blank_outside(pixels, warp, box)
-    return Crop(pixels, warp, crop_K(warp, intrinsics.K), box)
+    return Crop(pixels, warp, crop_K(warp, ideal.K), box)
 
 
 def crop_K(warp: Array, K: Array) -> Array:
@@ -169,14 +175,59 @@ def check_frame(image_rgb_u8: npt.NDArray[np.generic], intrinsics: Intrinsics) -
 
 
 def ideal_box(box_xyxy_px: Array, intrinsics: Intrinsics) -> Array:
-    """The box around the undistorted outline of a box of the real image. InputError for one thinner than a pixel there."""
+    """The box in the ideal image around what a box of the real image shows.
+
+    Of a box that is partly beyond the lens's reach, the part within it counts; BoxError where nothing is left.
+    """
     if not intrinsics.is_distorted:
-        return box_xyxy_px
-    x0, y0, x1, y1 = box_xyxy_px
-    xm, ym = (x0 + x1) / 2, (y0 + y1) / 2
-    outline = np.array([[x0, y0], [xm, y0], [x1, y0], [x1, ym], [x1, y1], [xm, y1], [x0, y1], [x0, ym]])
-    ideal = intrinsics.ideal_from_distorted(outline)
-    return checked_box(np.concatenate([ideal.min(axis=0), ideal.max(axis=0)]))
+        return _seen_as_ideal(box_xyxy_px.reshape(2, 2), intrinsics).ravel()
+    ideal = _seen_as_ideal(intrinsics.ideal_or_nan(_outline(box_xyxy_px, intrinsics)), intrinsics)
+    if not _in_view(ideal, intrinsics).all():
+        ideal = _seen_as_ideal(intrinsics.ideal_or_nan(_filled(box_xyxy_px)), intrinsics)
+        ideal = ideal[_in_view(ideal, intrinsics)]
+    if len(ideal) == 0:
+        raise BoxError(
+            Reason.BOX_BEYOND_LENS,
+            got=f"{box_xyxy_px.round(1).tolist()}",
+            expected=f"a box that the lens model takes to rays within {WIDEST_RAY_DEG:g} degrees of the axis",
+            remedy="Check the distortion coefficients, or drop detections so near the border.",
+        )
+    return np.concatenate([ideal.min(axis=0), ideal.max(axis=0)])
+
+
+def _outline(box_xyxy_px: Array, intrinsics: Intrinsics) -> Array:
+    """(12, 2): corners, middles of the sides, and where the sides pass the principal point: extremes lie at one of them."""
+    x0, y0, x1, y1 = box_xyxy_px.tolist()
+    cx, cy = (
+        float(min(max(c, low), high)) for c, low, high in zip(intrinsics.K[:2, 2], (x0, y0), (x1, y1), strict=True)
+    )
+    rows = [(x, y) for y in (y0, y1) for x in (x0, (x0 + x1) / 2, cx, x1)]
+    return np.array(rows + [(x, y) for x in (x0, x1) for y in ((y0 + y1) / 2, cy)])
+
+
+def _filled(box_xyxy_px: Array) -> Array:
+    """(n, 2) points all over a box."""
+    x0, y0, x1, y1 = box_xyxy_px.tolist()
+    return np.stack(np.meshgrid(np.linspace(x0, x1, FILLED), np.linspace(y0, y1, FILLED)), axis=-1).reshape(-1, 2)
+
+
+def _in_view(pixels: Array, intrinsics: Intrinsics) -> npt.NDArray[np.bool_]:
+    """Whether ideal pixels (n, 2) exist and lie within `WIDEST_RAY_DEG`."""
+    K = intrinsics.ideal.K
+    off_axis = (pixels - K[:2, 2]) / K[[0, 1], [0, 1]]  # of a skewed K about right, which is enough here
+    return np.asarray(np.hypot(off_axis[:, 0], off_axis[:, 1]) <= np.tan(np.deg2rad(WIDEST_RAY_DEG)))
+
+
+def _seen_as_ideal(pixels: Array, intrinsics: Intrinsics) -> Array:
+    """Pixels (n, 2) of the undistorted image -> of the ideal one."""
+    ideal_from_image = _ideal_from_image(intrinsics)
+    return pixels if ideal_from_image is None else pixels * ideal_from_image[0] + ideal_from_image[1]
+
+
+def _ideal_from_image(intrinsics: Intrinsics) -> tuple[Array, Array] | None:
+    """Scale and offset of x, y that make pixels square; None for square ones, whose bytes then stay as they were."""
+    stretch = intrinsics.ideal.K[1, 1] / intrinsics.K[1, 1]
+    return None if stretch == 1 else (np.array([1.0, stretch]), np.array([0.0, (stretch - 1) / 2]))
 
 
 def _warp_pixels(image: Image, warp: Array, intrinsics: Intrinsics, size_px: int, out: Image | None) -> Image:
@@ -184,9 +235,16 @@ def _warp_pixels(image: Image, warp: Array, intrinsics: Intrinsics, size_px: int
 
     image = np.ascontiguousarray(image)
     if not intrinsics.is_distorted:
+        ideal_from_image = _ideal_from_image(intrinsics)
+        if ideal_from_image is not None:
+            scale, offset = ideal_from_image
+            warp = np.column_stack([warp[:, :2] * scale, warp[:, :2] @ offset + warp[:, 2]])
         return np.asarray(cv2.warpAffine(image, warp, (size_px, size_px), dst=out, flags=cv2.INTER_LINEAR), np.uint8)
-    ideal = (_pixel_grid(size_px) - warp[:, 2]) / np.diag(warp)
-    source = pixels_from_rays(distort(intrinsics.rays(ideal)[..., :2], intrinsics.distortion), intrinsics.K)
+    rays = intrinsics.ideal.rays((_pixel_grid(size_px) - warp[:, 2]) / np.diag(warp))[..., :2]
+    source = pixels_from_rays(distort(rays, intrinsics.distortion, intrinsics.model), intrinsics.K)
+    shown = within_fold(rays, intrinsics.distortion, intrinsics.model)
+    if not shown.all():  # beyond it the model folds back: a mirrored copy of what is within
+        source[~shown] = NOWHERE_PX
     u, v = np.moveaxis(source.astype(np.float32), -1, 0)
     return np.asarray(cv2.remap(image, u, v, cv2.INTER_LINEAR, dst=out), np.uint8)
 

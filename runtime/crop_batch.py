@@ -69,8 +69,8 @@ class CropBatch:
 VALUES: dict[str, Callable[[CropBatch], npt.ArrayLike]] = {
     "box": lambda batch: [one.box_xyxy_px for one in batch.crops],
     "warp": lambda batch: [one.warp for one in batch.crops],
-    "K": lambda batch: batch.intrinsics.K,
-    "image_wh": lambda batch: (batch.intrinsics.width_px, batch.intrinsics.height_px),
+    "K": lambda batch: batch.intrinsics.ideal.K,
+    "image_wh": lambda batch: (batch.intrinsics.ideal.width_px, batch.intrinsics.ideal.height_px),
     "label": lambda batch: batch.labels,
     "bbox_m": lambda batch: batch.bbox_m[batch.labels],
 }

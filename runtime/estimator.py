@@ -140,7 +140,7 @@ class PoseEstimator:
     ) -> list[PoseEstimate | Unposed]:
         with self._stage("crop"):
             self._batch.cut(image_rgb_u8, intrinsics, detections)
-        found = self._path.poses(self._batch, detections, intrinsics.undistorted(), self._stage)
+        found = self._path.poses(self._batch, detections, intrinsics.ideal, self._stage)
         return [
             PoseEstimate(detection.object_id, result.score, result.cam_from_obj, detection, result.alternative)
             if isinstance(result, Hypothesis)

@@ -167,12 +167,11 @@ def _surface(intrinsics: Intrinsics, drawing: Drawing) -> _Surface | None:
 
 
 def _drawable(points_m: Array, intrinsics: Intrinsics) -> npt.NDArray[np.bool_]:
-    """In front of the camera and within one image size of the picture: beyond, lens models fold points back."""
-    in_front = points_m[..., 2] > NEAR_M
-    safe = np.where(in_front[..., None], points_m, [0.0, 0.0, 1.0])
-    ideal = intrinsics.undistorted().project(safe)
+    """Whether points have a pixel within one image size of the picture: OpenCV counts in 32 bits."""
+    shown = intrinsics.shows(points_m, NEAR_M)
+    pixels = intrinsics.project(np.where(shown[..., None], points_m, [0.0, 0.0, 1.0]))
     size = np.array([intrinsics.width_px, intrinsics.height_px])
-    return np.asarray(in_front & (ideal > -size).all(axis=-1) & (ideal < 2 * size).all(axis=-1))
+    return np.asarray(shown & (pixels > -size).all(axis=-1) & (pixels < 2 * size).all(axis=-1))
 
 
 def _draw_silhouette(image: Image, surface: _Surface, drawing: Drawing) -> None:

@@ -17,8 +17,8 @@ from posekit.benchmarks.bench.plan import Plan
 from posekit.benchmarks.bench.record import evidence_from
 from posekit.benchmarks.bench.result import RESULT, BenchResult, write_evidence
 from posekit.runtime.boxes import boxes_from
+from posekit.runtime.camera_file import intrinsics_from_file
 from posekit.runtime.errors import InputError, OutputError
-from posekit.runtime.intrinsics import intrinsics_from_json
 from posekit.runtime.manifest import Precision
 from posekit.runtime.sources import frames_from
 
@@ -50,7 +50,7 @@ def run_bench(request: BenchRequest, say: Callable[[str], None]) -> tuple[BenchR
     Raises OutputError for a folder that cannot be written or has another result, and what measuring raises.
     """
     with _new_folder(request) as folder:
-        intrinsics = intrinsics_from_json(request.camera) if request.camera else None
+        intrinsics = intrinsics_from_file(request.camera) if request.camera else None
         subject = Subject(
             Opening(request.bundle, request.path, request.backend, request.precision),
             request.source,

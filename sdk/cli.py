@@ -102,7 +102,10 @@ app.add_typer(bank_app, name="bank")
 
 BundlePath = Annotated[Path, typer.Argument(metavar="X.posekit", help="The bundle.", show_default=False)]
 PrecisionName = Literal["fp32", "fp16", "int8"]
-CameraFile = Annotated[Path | None, typer.Option(help="Intrinsics as JSON; a BOP data set brings its own.")]
+CameraFile = Annotated[
+    Path | None,
+    typer.Option(help="Intrinsics: JSON, OpenCV, ROS, RealSense or Kalibr file; a BOP data set brings its own."),
+]
 BoxesFrom = Annotated[str | None, typer.Option(help="Box file (JSON), or gt for true boxes. Default: the detector.")]
 PathName = Annotated[str | None, typer.Option(help="Pose path. Default: the bundle's own.")]
 BackendName = Annotated[str, typer.Option(help="auto, or a backend by name.")]

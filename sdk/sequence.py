@@ -17,10 +17,10 @@ from posekit.benchmarks.pose_error import scored_object
 from posekit.runtime.atomic import make_folder, write_whole
 from posekit.runtime.boxes import Boxes, boxes_from
 from posekit.runtime.bundle import Bundle
+from posekit.runtime.camera_file import intrinsics_from_file
 from posekit.runtime.detection import Detection, PoseEstimate
 from posekit.runtime.errors import InputError, OutputError, PosekitError
 from posekit.runtime.estimator import PoseEstimator
-from posekit.runtime.intrinsics import intrinsics_from_json
 from posekit.runtime.manifest import Precision
 from posekit.runtime.object_model import object_model
 from posekit.runtime.overlay import PALETTE, TRUTH_COLOUR, Drawing, Outline, draw_poses, outline_from
@@ -126,7 +126,7 @@ def run_sequence(request: RunRequest, progress: Progress) -> RunOutcome:
     """Do what was asked. Every PosekitError names the frame it met, and where results so far are kept."""
     with ExitStack() as stack:
         bundle = stack.enter_context(Bundle(request.bundle))
-        intrinsics = intrinsics_from_json(request.camera) if request.camera else None
+        intrinsics = intrinsics_from_file(request.camera) if request.camera else None
         boxes = boxes_from(request.boxes) if request.boxes else None
         frames = frames_from(request.source, intrinsics)
         stack.callback(frames.close)

@@ -12,8 +12,8 @@ from posekit.export.verify.samples import samples_from
 from posekit.export.verify.verify import Verification, verify_bundle
 from posekit.runtime.boxes import boxes_from
 from posekit.runtime.bundle import Bundle
+from posekit.runtime.camera_file import intrinsics_from_file
 from posekit.runtime.errors import InputError
-from posekit.runtime.intrinsics import intrinsics_from_json
 
 JSON_REPORT, MARKDOWN_REPORT = "verification.json", "verification.md"
 
@@ -35,7 +35,7 @@ class VerifyRequest:
 def run_verification(request: VerifyRequest, progress: Callable[[str, int, int], None]) -> Verification:
     """Verify and write the reports. Raises InputError for a gate that is none, and what reading and running raise."""
     gates = gates_from(request.gates)
-    intrinsics = intrinsics_from_json(request.camera) if request.camera else None
+    intrinsics = intrinsics_from_file(request.camera) if request.camera else None
     with Bundle(request.bundle) as bundle:
         ids = {entry.id for entry in bundle.manifest.objects}
         samples = samples_from(request.source, boxes_from(request.boxes), intrinsics, ids, request.max_crops)

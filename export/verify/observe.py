@@ -120,7 +120,7 @@ def observe(
             batch.cut(sample.image_rgb_u8, sample.intrinsics, [sample.detection])
             if noise is not None:
                 noise.add(batch.crops[0].pixels)
-            (result,) = found.poses(batch, [sample.detection], sample.intrinsics.undistorted(), no_stage)
+            (result,) = found.poses(batch, [sample.detection], sample.intrinsics.ideal, no_stage)
             poses.append(result.cam_from_obj if isinstance(result, Hypothesis) else None)
             outputs.append({name: array[0] for recorder in recorders for name, array in recorder.last.items()})
             advance(done + 1, len(samples))
