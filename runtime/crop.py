@@ -13,7 +13,7 @@ from functools import cache
 import numpy as np
 import numpy.typing as npt
 
-from posekit.runtime.detection import checked_box, overlaps_image
+from posekit.runtime.detection import BoxError, Reason, checked_box, overlaps_image
 from posekit.runtime.errors import InputError
 from posekit.runtime.intrinsics import Intrinsics, distort, pixels_from_rays
 from posekit.runtime.pose import Array, Pose
@@ -130,14 +130,14 @@ def crop(
 
     image_rgb_u8: (H, W, 3).  box_xyxy_px: in pixels of that image.  out: (S, S, 3) uint8 buffer to write into.
     Outside the image is black. A distorted camera is undistorted here, once, for the pixels of the crop only.
-    Raises InputError for a frame, box or camera that does not fit.
+    Raises InputError for a frame, box or camera that does not fit, among them BoxError for a box that shows nothing.
     """
     check_frame(image_rgb_u8, intrinsics)
     raw_box = checked_box(box_xyxy_px)
     wh = (intrinsics.width_px, intrinsics.height_px)
     if not overlaps_image(raw_box, *wh):  # of the image as it is: undistorted, a corner may lie outside
-        raise InputError(
-            "box",
+        raise BoxError(
+            Reason.BOX_OUTSIDE_IMAGE,
             got=f"{raw_box.round(1).tolist()}",
             expected=f"a box that overlaps the {wh[0]} x {wh[1]} image",
             remedy="Drop detections outside the image.",
@@ -169,14 +169,22 @@ def check_frame(image_rgb_u8: npt.NDArray[np.generic], intrinsics: Intrinsics) -
 
 
 def ideal_box(box_xyxy_px: Array, intrinsics: Intrinsics) -> Array:
-    """The box around the undistorted outline of a box of the real image. InputError for one thinner than a pixel there."""
+    """The box around the undistorted outline of a box of the real image. BoxError where the lens model has no inverse."""
     if not intrinsics.is_distorted:
         return box_xyxy_px
     x0, y0, x1, y1 = box_xyxy_px
     xm, ym = (x0 + x1) / 2, (y0 + y1) / 2
     outline = np.array([[x0, y0], [xm, y0], [x1, y0], [x1, ym], [x1, y1], [xm, y1], [x0, y1], [x0, ym]])
-    ideal = intrinsics.ideal_from_distorted(outline)
-    return checked_box(np.concatenate([ideal.min(axis=0), ideal.max(axis=0)]))
+    try:
+        ideal = intrinsics.ideal_from_distorted(outline)
+        return checked_box(np.concatenate([ideal.min(axis=0), ideal.max(axis=0)]))
+    except InputError as error:
+        raise BoxError(
+            Reason.BOX_BEYOND_LENS,
+            got=f"{box_xyxy_px.round(1).tolist()}",
+            expected="a box within the reach of the lens model",
+            remedy="Check the distortion coefficients, or drop detections that near the border.",
+        ) from error
 
 
 def _warp_pixels(image: Image, warp: Array, intrinsics: Intrinsics, size_px: int, out: Image | None) -> Image:

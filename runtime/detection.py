@@ -50,6 +50,14 @@ class Reason(Enum):
     SCORE_BELOW_THRESHOLD = "score_below_threshold"
 
 
+class BoxError(InputError):
+    """A box of which no crop can be cut, although it is a box; `reason` says why, for a detection without a pose."""
+
+    def __init__(self, reason: Reason, *, got: object, expected: object, remedy: str) -> None:
+        self.reason = reason
+        super().__init__("box", got=got, expected=expected, remedy=remedy)
+
+
 @dataclass(frozen=True, eq=False)
 class Hypothesis:
     """One pose that a path proposes for one detection.

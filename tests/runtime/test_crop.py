@@ -18,7 +18,7 @@ from posekit.runtime.crop import (
     rgb_from_bgr,
     virtual_box_homography,
 )
-from posekit.runtime.detection import Detection
+from posekit.runtime.detection import BoxError, Detection, Reason
 from posekit.runtime.errors import InputError
 from posekit.runtime.intrinsics import Intrinsics
 from posekit.runtime.pose import Pose
@@ -172,8 +172,15 @@ def test_bad_boxes_are_no_detections() -> None:
 
 def test_a_box_where_the_lens_model_has_no_inverse_is_refused() -> None:
     camera = Intrinsics(CAMERA.K, 640, 480, (9.0, -50.0, 0.0, 0.0))
-    with pytest.raises(InputError, match="lens model"):
+    with pytest.raises(BoxError, match="lens model") as caught:
         crop(np.zeros((480, 640, 3), np.uint8), [5, 5, 60, 60], camera, PRESET)
+    assert caught.value.reason is Reason.BOX_BEYOND_LENS
+
+
+def test_a_box_outside_the_image_has_its_reason() -> None:
+    with pytest.raises(BoxError, match="overlaps") as caught:
+        crop(np.zeros((480, 640, 3), np.uint8), [700, 10, 800, 60], CAMERA, PRESET)
+    assert caught.value.reason is Reason.BOX_OUTSIDE_IMAGE
 
 
 def test_a_box_partly_outside_is_cropped(image: np.ndarray) -> None:
