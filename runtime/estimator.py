@@ -12,12 +12,12 @@ from posekit.runtime.backends import open_session
 from posekit.runtime.bundle import Bundle
 from posekit.runtime.crop import Image, check_frame
 from posekit.runtime.crop_batch import CropBatch
-from posekit.runtime.detection import Detection, Hypothesis, PoseEstimate, Unposed
+from posekit.runtime.detection import Detection, PoseEstimate, Reason, Unposed
 from posekit.runtime.detector import Detector
 from posekit.runtime.errors import BackendError, BundleError, InputError
 from posekit.runtime.intrinsics import Intrinsics
 from posekit.runtime.manifest import DEFAULT_CROPS_PER_PASS, PathEntry, Precision
-from posekit.runtime.paths import PATHS, OpenGraph
+from posekit.runtime.paths import PATHS, Found, OpenGraph
 from posekit.runtime.profiler import Stage, no_stage
 from posekit.runtime.session import Session
 
@@ -139,14 +139,20 @@ class PoseEstimator:
         self, image_rgb_u8: Image, intrinsics: Intrinsics, detections: Sequence[Detection]
     ) -> list[PoseEstimate | Unposed]:
         with self._stage("crop"):
-            self._batch.cut(image_rgb_u8, intrinsics, detections)
-        found = self._path.poses(self._batch, detections, intrinsics.undistorted(), self._stage)
-        return [
-            PoseEstimate(detection.object_id, result.score, result.cam_from_obj, detection, result.alternative)
-            if isinstance(result, Hypothesis)
-            else Unposed(detection, result)
-            for detection, result in zip(detections, found, strict=True)
-        ]
+            uncut = self._batch.cut(image_rgb_u8, intrinsics, detections)
+        found = iter(self._found(intrinsics))
+        return [_outcome(detection, uncut.get(i) or next(found)) for i, detection in enumerate(detections)]
+
+    def _found(self, intrinsics: Intrinsics) -> Sequence[Found]:
+        """Of every crop of the batch; a graph is not run without any."""
+        batch = self._batch
+        return self._path.poses(batch, batch.detections, intrinsics.undistorted(), self._stage) if batch.crops else ()
+
+
+def _outcome(detection: Detection, found: Found) -> PoseEstimate | Unposed:
+    if isinstance(found, Reason):
+        return Unposed(detection, found)
+    return PoseEstimate(detection.object_id, found.score, found.cam_from_obj, detection, found.alternative)
 
 
 def graph_opener(bundle: Bundle, entry: PathEntry, backend: str, precision: Precision | None) -> OpenGraph:
