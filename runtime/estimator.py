@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from copy import copy
 from functools import partial
+from math import isfinite
 from types import TracebackType
 from typing import TYPE_CHECKING
 
@@ -195,6 +196,8 @@ class PoseEstimator:
 def _outcome(detection: Detection, found: Found) -> PoseEstimate | Unposed:
     if isinstance(found, Reason):
         return Unposed(detection, found)
+    if not isfinite(found.score):
+        return Unposed(detection, Reason.OUTPUT_NOT_FINITE)
     return PoseEstimate(detection.object_id, found.score, found.cam_from_obj, detection, found.alternative)
 
 
