@@ -99,9 +99,10 @@ def draw_poses(
     image = np.ascontiguousarray(image_rgb_u8).copy()
     for one in marked:
         _draw_box(image, one.box_xyxy_px, MUTED_COLOUR)
-        _draw_label(image, one.label, one.box_xyxy_px[:2], MUTED_COLOUR, SMALL)
     for drawing in sorted(drawings, key=lambda d: -float(d.cam_from_obj.t_m[2])):
         _draw(image, intrinsics, drawing)
+    for one in marked:
+        _draw_label(image, one.label, one.box_xyxy_px[:2], MUTED_COLOUR, SMALL)
     for drawing in drawings:
         anchor_px = _origin_px(intrinsics, drawing) if drawing.box_xyxy_px is None else drawing.box_xyxy_px[:2]
         if drawing.label and anchor_px is not None:
