@@ -15,7 +15,7 @@ import numpy as np
 import numpy.typing as npt
 
 from posekit.runtime.boxes import Boxes
-from posekit.runtime.crop import CropPreset
+from posekit.runtime.crop import CropPreset, has_crop
 from posekit.runtime.crop_batch import CropBatch, check_feedable
 from posekit.runtime.detection import Detection
 from posekit.runtime.detector import family_named, iou, letterbox
@@ -87,7 +87,7 @@ class CropFeeds:
     """Crops and their geometry for an embedder, pose or correspondence graph. Implements CalibrationSource.
 
     open_frames: see `recorded_frames`.   boxes: see `posekit.runtime.boxes.boxes_from`; boxes of objects that are not
-    among `objects` are passed over.   objects: in the order of the path's object_ids.   inputs: of the graph.
+    among `objects`, and those of which no crop can be cut, are passed over.   objects: in the order of the path's object_ids.   inputs: of the graph.
 
     With more than `max_crops` boxes every object gets the same share, spread evenly over its own boxes.
     Raises SpecError for a graph input that no crop can give; iterating raises SourceError, InputError and
@@ -141,7 +141,8 @@ class CropFeeds:
         frames = self.open_frames()
         try:
             for frame in frames:
-                yield frame, [box for box in self.boxes(frame) if box.object_id in known]
+                found = [box for box in self.boxes(frame) if box.object_id in known]
+                yield frame, [box for box in found if has_crop(box.box_xyxy_px, frame.intrinsics)]
         finally:
             frames.close()
 

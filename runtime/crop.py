@@ -13,7 +13,7 @@ from functools import cache
 import numpy as np
 import numpy.typing as npt
 
-from posekit.runtime.detection import BoxError, Reason, checked_box, overlaps_image
+from posekit.runtime.detection import MIN_BOX_SIDE_PX, BoxError, Reason, checked_box, overlaps_image
 from posekit.runtime.errors import InputError
 from posekit.runtime.intrinsics import Intrinsics, pixels_from_rays
 from posekit.runtime.lens import distort, within_fold
@@ -110,7 +110,7 @@ PRESETS: dict[str, CropPreset] = {
 
 def crop_warp(box_xyxy_px: npt.ArrayLike, preset: CropPreset, image_wh_px: tuple[int, int]) -> Array:
     """(2, 3) affine crop_from_image of a preset; pixel centres at integers on both sides."""
-    return _square_warp(checked_box(box_xyxy_px), preset, image_wh_px)
+    return _square_warp(_with_sides(checked_box(box_xyxy_px)), preset, image_wh_px)
 
 
 def _square_warp(box_xyxy_px: Array, preset: CropPreset, image_wh_px: tuple[int, int]) -> Array:
@@ -138,7 +138,25 @@ def crop(
     Raises InputError for a frame, box or camera that does not fit, among them BoxError for a box that shows nothing.
     """
     check_frame(image_rgb_u8, intrinsics)
-    raw_box = checked_box(box_xyxy_px)
+    ideal = intrinsics.ideal
+    box = _box_to_cut(checked_box(box_xyxy_px), intrinsics)
+    warp = _square_warp(box, preset, (ideal.width_px, ideal.height_px))
+    pixels = _warp_pixels(image_rgb_u8, warp, intrinsics, preset.size_px, out)
+    if preset.blank_outside_box:
+        _blank_outside(pixels, warp, box)
+    return Crop(pixels, warp, crop_K(warp, ideal.K), box)
+
+
+def has_crop(box_xyxy_px: Array, intrinsics: Intrinsics) -> bool:
+    """Whether `crop` takes such a box from an image of this camera."""
+    try:
+        _box_to_cut(box_xyxy_px, intrinsics)
+    except BoxError:
+        return False
+    return True
+
+
+def _box_to_cut(raw_box: Array, intrinsics: Intrinsics) -> Array:
     wh = (intrinsics.width_px, intrinsics.height_px)
     if not overlaps_image(raw_box, *wh):  # of the image as it is: undistorted, a corner may lie outside
         raise BoxError(
@@ -147,13 +165,7 @@ def crop(
             expected=f"a box that overlaps the {wh[0]} x {wh[1]} image",
             remedy="Drop detections outside the image.",
         )
-    ideal = intrinsics.ideal
-    box = ideal_box(raw_box, intrinsics)
-    warp = _square_warp(box, preset, (ideal.width_px, ideal.height_px))
-    pixels = _warp_pixels(image_rgb_u8, warp, intrinsics, preset.size_px, out)
-    if preset.blank_outside_box:
-        _blank_outside(pixels, warp, box)
-    return Crop(pixels, warp, crop_K(warp, ideal.K), box)
+    return ideal_box(_with_sides(raw_box), intrinsics)
 
 
 def crop_K(warp: Array, K: Array) -> Array:
@@ -192,7 +204,7 @@ def ideal_box(box_xyxy_px: Array, intrinsics: Intrinsics) -> Array:
             expected=f"a box that the lens model takes to rays within {WIDEST_RAY_DEG:g} degrees of the axis",
             remedy="Check the distortion coefficients, or drop detections so near the border.",
         )
-    return np.concatenate([ideal.min(axis=0), ideal.max(axis=0)])
+    return _with_sides(np.concatenate([ideal.min(axis=0), ideal.max(axis=0)]))
 
 
 def _outline(box_xyxy_px: Array, intrinsics: Intrinsics) -> Array:
@@ -228,6 +240,19 @@ def _ideal_from_image(intrinsics: Intrinsics) -> tuple[Array, Array] | None:
     """Scale and offset of x, y that make pixels square; None for square ones, whose bytes then stay as they were."""
     stretch = intrinsics.ideal.K[1, 1] / intrinsics.K[1, 1]
     return None if stretch == 1 else (np.array([1.0, stretch]), np.array([0.0, (stretch - 1) / 2]))
+
+
+def _with_sides(box_xyxy_px: Array) -> Array:
+    """The same box, or BoxError where it is thinner than a pixel."""
+    x0, y0, x1, y1 = box_xyxy_px.tolist()
+    if x1 - x0 < MIN_BOX_SIDE_PX or y1 - y0 < MIN_BOX_SIDE_PX:
+        raise BoxError(
+            Reason.BOX_TOO_THIN,
+            got=f"{box_xyxy_px.round(1).tolist()} ({x1 - x0:.3g} x {y1 - y0:.3g} px)",
+            expected=f"sides of at least {MIN_BOX_SIDE_PX:g} px",
+            remedy="Drop detections that thin. Boxes are corners, not x, y, width, height.",
+        )
+    return box_xyxy_px
 
 
 def _warp_pixels(image: Image, warp: Array, intrinsics: Intrinsics, size_px: int, out: Image | None) -> Image:

@@ -1,5 +1,7 @@
 """The three ways from crops to poses; each manifest path kind is a row of PATHS.
 
+Between frames a path keeps nothing that changes but its graphs: threads share all the rest (`twin_path`).
+
 A graph that breaks its contract (names, shapes, an index out of range) is refused. One that keeps it and says nonsense
 of a crop (NaN, no rotation, behind the camera, nothing alike) has found nothing there: that crop alone has no pose.
 """
@@ -7,8 +9,9 @@ of a crop (NaN, no rotation, behind the camera, nothing alike) has found nothing
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from copy import copy
 from math import isfinite
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -27,6 +30,9 @@ from posekit.runtime.records import json_from_record
 from posekit.runtime.session import Session
 from posekit.runtime.solvers import Solution, check_method, solution_or_reason
 from posekit.runtime.tensor import Feed, Shape, check_shapes
+
+if TYPE_CHECKING:
+    from typing_extensions import Self
 
 Found = Hypothesis | Reason  # of one crop
 OpenGraph = Callable[[str], Session]  # name of a graph -> a session of it, on whichever backend and precision
@@ -59,10 +65,15 @@ class _Graph:
     """One graph of a path on its session, whose outputs are checked when it is opened and after every run."""
 
     def __init__(self, name: str, open_graph: OpenGraph, role: Role) -> None:
+        self._name, self._role = name, role
         self._what, self._outputs = f"{role} graph {name!r}", OUTPUTS[role]
         self.session = open_graph(name)
         shapes = {spec.name: spec.shape for spec in self.session.outputs}
         check_shapes(self._what, self._outputs, shapes, EXPORT_AGAIN)
+
+    def opened_by(self, open_graph: OpenGraph) -> Self:
+        """The same graph on another session."""
+        return type(self)(self._name, open_graph, self._role)
 
     def run(self, feed: Feed, batch: int) -> Outputs:
         out = self.session.run(feed)
@@ -231,3 +242,11 @@ PATHS: dict[PathKind, Callable[[Bundle, PathEntry, OpenGraph], PosePath]] = {
     "regressor": RegressorPath,
     "correspondence": CorrespondencePath,
 }
+
+
+def twin_path(path: PosePath, open_graph: OpenGraph) -> PosePath:
+    """The same path on sessions of its own, for another thread; what never changes, its banks above all, is shared."""
+    twin = copy(path)
+    graphs = {name: value.opened_by(open_graph) for name, value in vars(path).items() if isinstance(value, _Graph)}
+    vars(twin).update(graphs, sessions=tuple(graph.session for graph in graphs.values()))
+    return twin

@@ -17,6 +17,8 @@ if TYPE_CHECKING:
     from posekit.runtime.crop import rgb_from_bgr as rgb_from_bgr
     from posekit.runtime.detection import Detection as Detection
     from posekit.runtime.detection import PoseEstimate as PoseEstimate
+    from posekit.runtime.detection import Reason as Reason
+    from posekit.runtime.detection import Unposed as Unposed
     from posekit.runtime.errors import PosekitError as PosekitError
     from posekit.runtime.estimator import PoseEstimator as PoseEstimator
     from posekit.runtime.intrinsics import Intrinsics as Intrinsics
@@ -33,7 +35,9 @@ _PUBLIC = {
     "PoseEstimate": "detection",
     "PoseEstimator": "estimator",
     "PosekitError": "errors",
+    "Reason": "detection",
     "StageProfiler": "profiler",
+    "Unposed": "detection",
     "frames_from": "sources",
     "intrinsics_from_file": "camera_file",
     "intrinsics_from_json": "camera_file",

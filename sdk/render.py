@@ -223,11 +223,10 @@ def show_bank(request: BankRequest, built: BuiltBank) -> None:
 
 def show_run(request: RunRequest, outcome: RunOutcome) -> None:
     """Counts, what ran where, time per stage, accuracy, files, and what to try next."""
-    missed = outcome.n_detections - outcome.n_estimates
-    _line(
-        f"[bold]{outcome.n_estimates}[/] poses in {outcome.n_frames} frames"
-        + (f", {missed} boxes without a pose" * (missed > 0))
-    )
+    _line(f"[bold]{outcome.n_estimates}[/] poses in {outcome.n_frames} frames")
+    if outcome.reasons:
+        counts = ", ".join(f"{count} {reason}" for reason, count in outcome.reasons.items())
+        _line(f"{outcome.n_detections - outcome.n_estimates} detections without a pose: {counts}")
     if outcome.left_out:
         counts = ", ".join(f"{count} of object {object_id}" for object_id, count in outcome.left_out.items())
         _line(f"left out, because path {outcome.path} does not know them: {counts} boxes")

@@ -18,12 +18,12 @@ from posekit.runtime.atomic import make_folder, write_whole
 from posekit.runtime.boxes import Boxes, boxes_from
 from posekit.runtime.bundle import Bundle
 from posekit.runtime.camera_file import intrinsics_from_file
-from posekit.runtime.detection import Detection, PoseEstimate
+from posekit.runtime.detection import Detection, PoseEstimate, Unposed
 from posekit.runtime.errors import InputError, OutputError, PosekitError
 from posekit.runtime.estimator import PoseEstimator
 from posekit.runtime.manifest import Precision
 from posekit.runtime.object_model import object_model
-from posekit.runtime.overlay import PALETTE, TRUTH_COLOUR, Drawing, Outline, draw_poses, outline_from
+from posekit.runtime.overlay import PALETTE, TRUTH_COLOUR, Drawing, MarkedBox, Outline, draw_poses, outline_from
 from posekit.runtime.profiler import StageProfiler
 from posekit.runtime.results import ResultsWriter, records_from
 from posekit.runtime.sources import Frame, frames_from
@@ -54,15 +54,25 @@ class RunRequest:
 
 @dataclass(frozen=True, eq=False)
 class FrameResult:
-    """One frame's outcome. left_out: given boxes of objects that the path does not know.   time_s: detection and
-    estimation, wall clock.   stages_s: stage -> seconds of it."""
+    """What became of one frame. outcomes: of every detection of an object that the path knows, in order.
+
+    left_out: given boxes of other objects.   time_s: detection and estimation, wall clock.   stages_s: stage -> seconds
+    of it.
+    """
 
     frame: Frame
-    detections: list[Detection]
+    outcomes: list[PoseEstimate | Unposed]
     left_out: list[Detection]
-    estimates: list[PoseEstimate]
     time_s: float
     stages_s: dict[str, float]
+
+    @property
+    def estimates(self) -> list[PoseEstimate]:
+        return [outcome for outcome in self.outcomes if isinstance(outcome, PoseEstimate)]
+
+    @property
+    def unposed(self) -> list[Unposed]:
+        return [outcome for outcome in self.outcomes if isinstance(outcome, Unposed)]
 
 
 @dataclass(frozen=True)
@@ -84,8 +94,12 @@ class FrameScore:
 
 @dataclass(frozen=True)
 class RunOutcome:
-    """What `posekit run` did. left_out: number of given boxes by object id, of objects that the path does not know.
-    timings: "frame" and each stage.   stopped: by the user, on a source without end."""
+    """What `posekit run` did. n_detections: of objects that the path knows; n_estimates of them have a pose.
+
+    reasons: the others, counted by why they have none (`detection.Reason`), most frequent first.   left_out: number of
+    given boxes by object id, of objects that the path does not know.   timings: "frame" and each stage.
+    stopped: by the user, on a source without end.
+    """
 
     path: str
     backends: tuple[str, ...]
@@ -93,6 +107,7 @@ class RunOutcome:
     n_detections: int
     n_estimates: int
     timings: dict[str, Timing]
+    reasons: dict[str, int] = field(default_factory=dict)
     left_out: dict[str, int] = field(default_factory=dict)
     written: tuple[str, ...] = ()
     accuracy: Accuracy | None = None
@@ -107,13 +122,15 @@ class _Tally:
     n_frames: int = 0
     n_detections: int = 0
     n_estimates: int = 0
+    reasons: Counter[str] = field(default_factory=Counter)
     left_out: Counter[int] = field(default_factory=Counter)
     times_s: dict[str, list[float]] = field(default_factory=dict)
 
     def add(self, result: FrameResult) -> None:
         self.n_frames += 1
-        self.n_detections += len(result.detections)
+        self.n_detections += len(result.outcomes)
         self.n_estimates += len(result.estimates)
+        self.reasons.update(unposed.reason.value for unposed in result.unposed)
         self.left_out.update(detection.object_id for detection in result.left_out)
         for name, seconds in {"frame": result.time_s, **result.stages_s}.items():
             self.times_s.setdefault(name, []).append(seconds)
@@ -161,6 +178,7 @@ def run_sequence(request: RunRequest, progress: Progress) -> RunOutcome:
             n_detections=tally.n_detections,
             n_estimates=tally.n_estimates,
             timings={name: _timing(times) for name, times in tally.times_s.items()},
+            reasons=dict(tally.reasons.most_common()),
             left_out={str(object_id): count for object_id, count in sorted(tally.left_out.items())},
             written=tuple(str(output) for output in outputs if output),
             accuracy=accuracy_from([s.score for s in scores], names) if request.score else None,
@@ -193,13 +211,13 @@ def _frame_result(estimator: PoseEstimator, profiler: StageProfiler, frame: Fram
     try:
         given = estimator.detect(frame.image_rgb_u8, frame.intrinsics) if boxes is None else boxes(frame)
         detections = [d for d in given if d.object_id in estimator.object_ids]
-        estimates = estimator.estimate(frame.image_rgb_u8, frame.intrinsics, detections)
+        outcomes = estimator.outcomes(frame.image_rgb_u8, frame.intrinsics, detections)
     except PosekitError as error:
         raise _with(error, what=f"frame {frame.name}: {error.what}") from error
     time_s = (time.perf_counter_ns() - start_ns) / 1e9
     stages_s = {name: sum(ns) / 1e9 for name, ns in profiler.samples_ns.items()}
     left_out = [d for d in given if d.object_id not in estimator.object_ids]
-    return FrameResult(frame, detections, left_out, estimates, time_s, stages_s)
+    return FrameResult(frame, outcomes, left_out, time_s, stages_s)
 
 
 def _with(error: PosekitError, *, what: str | None = None, remedy: str | None = None) -> PosekitError:
@@ -224,12 +242,12 @@ def _kept(writer: ResultsWriter) -> Iterator[ResultsWriter]:
     except PosekitError as error:
         if not writer.n_records or str(writer.partial_path) in error.remedy:
             raise
-        kept = f"{writer.n_records} estimates so far are kept in {writer.partial_path}."
+        kept = f"{writer.n_records} results so far are kept in {writer.partial_path}."
         raise _with(error, remedy=f"{error.remedy} {kept}") from error
 
 
 def _results_sink(writer: ResultsWriter) -> Sink:
-    return lambda r: writer.write(records_from(r.frame, r.estimates, r.time_s, r.stages_s))
+    return lambda r: writer.write(records_from(r.frame, r.outcomes, r.time_s, r.stages_s))
 
 
 def _score_sink(bundle: Bundle, estimator: PoseEstimator, scores: list[FrameScore]) -> Sink:
@@ -269,7 +287,11 @@ def _overlay_sink(bundle: Bundle, folder: Path) -> Sink:
         import cv2
 
         drawings = _truth_drawings(result.frame, outlines) + _drawings(result.estimates, outlines, names)
-        image = draw_poses(result.frame.image_rgb_u8, result.frame.intrinsics, drawings)
+        marked = [
+            MarkedBox(u.detection.box_xyxy_px, f"{names[u.detection.object_id]} {u.reason.value}")
+            for u in result.unposed
+        ]
+        image = draw_poses(result.frame.image_rgb_u8, result.frame.intrinsics, drawings, marked)
         bgr = cv2.cvtColor(image, cv2.COLOR_RGB2BGR)
         _, encoded = cv2.imencode(".png", bgr)
         write_whole(folder / f"{overlay_stem(result.frame.name)}.png", encoded.tobytes())

@@ -37,7 +37,10 @@ DTYPES = {
 
 
 class OrtSession(OpenedSession):
-    """One graph on ONNX Runtime. Implements posekit.runtime.session.Session."""
+    """One graph on ONNX Runtime. Implements posekit.runtime.session.SharedSession.
+
+    Twins run one InferenceSession, which takes runs of several threads, and its threads.
+    """
 
     def __init__(
         self,
@@ -88,9 +91,8 @@ class OrtSession(OpenedSession):
             f"ONNX Runtime {onnxruntime.__version__}, {active[0]}",
         )
 
-    def run(self, feed: Feed) -> dict[str, npt.NDArray[np.generic]]:
-        """Run once; the outputs are the caller's. Raises SpecError, BackendError."""
-        self._check(feed)
+    def _run(self, feed: Feed) -> dict[str, npt.NDArray[np.generic]]:
+        """The outputs are the caller's."""
         try:
             results = self._session.run(None, dict(feed))
         except self._errors as error:
@@ -102,9 +104,8 @@ class OrtSession(OpenedSession):
             ) from error
         return {spec.name: array for spec, array in zip(self._outputs, results, strict=True)}
 
-    def close(self) -> None:
-        """Give back the graph. Twice is harmless."""
-        self._open, self._session = False, None
+    def _release(self) -> None:
+        self._session = None
 
 
 def imported_onnxruntime() -> Any:

@@ -80,6 +80,16 @@ def test_other_files_are_refused(tmp_path: Path, content: Any) -> None:
         boxes_from(box_file(tmp_path, content))
 
 
+def test_boxes_that_no_crop_can_be_cut_of_are_read_all_the_same(tmp_path: Path) -> None:
+    """Outside the image, or of no width: of the detection, not of the file."""
+    places = [[100, 5, 120, 25], [3, 3, 3, 9], [-40, -40, -20, -20]]
+    named = boxes_from(box_file(tmp_path, {"a.png": [{"object_id": 1, "box_xyxy_px": place} for place in places]}))
+    assert [found.box_xyxy_px.tolist() for found in named(frame("a.png"))] == places
+    row = {"scene_id": 0, "image_id": 0, "category_id": 1, "score": 1, "bbox": [3, 3, 0, 6]}
+    (found,) = boxes_from(box_file(tmp_path, [row]))(frame("0", 0, 0))
+    assert found.box_xyxy_px.tolist() == [2.5, 2.5, 2.5, 8.5]
+
+
 def test_a_missing_file_is_named(tmp_path: Path) -> None:
     with pytest.raises(SourceError, match=r"absent\.json"):
         boxes_from(tmp_path / "absent.json")

@@ -15,6 +15,7 @@ from posekit.runtime.crop import (
     crop,
     crop_K,
     crop_warp,
+    has_crop,
     rgb_from_bgr,
     virtual_box_homography,
 )
@@ -181,6 +182,26 @@ def test_a_box_outside_the_image_has_its_reason() -> None:
     with pytest.raises(BoxError, match="overlaps") as caught:
         crop(np.zeros((480, 640, 3), np.uint8), [700, 10, 800, 60], CAMERA, PRESET)
     assert caught.value.reason is Reason.BOX_OUTSIDE_IMAGE
+
+
+@pytest.mark.parametrize("box", [[10, 10, 10, 20], [10, 10, 10.9, 20], [10, 10, 20, 10.5]])
+def test_a_box_thinner_than_a_pixel_has_its_reason(box: list[float]) -> None:
+    """It is a detection, of which no crop can be cut."""
+    detection = Detection(1, 0.5, np.array(box))
+    with pytest.raises(BoxError, match="at least 1 px") as caught:
+        crop(np.zeros((480, 640, 3), np.uint8), detection.box_xyxy_px, CAMERA, PRESET)
+    assert caught.value.reason is Reason.BOX_TOO_THIN
+    with pytest.raises(BoxError):
+        crop_warp(box, PRESET, WH)
+    assert not has_crop(detection.box_xyxy_px, CAMERA)
+
+
+def test_a_box_that_the_lens_squeezes_is_too_thin() -> None:
+    """A lens that magnifies its edge: a pixel there is less than one in the ideal image."""
+    camera = Intrinsics(CAMERA.K, 640, 480, (0.5, 0.0, 0.0, 0.0))
+    with pytest.raises(BoxError) as caught:
+        crop(np.zeros((480, 640, 3), np.uint8), [10, 10, 11, 11], camera, PRESET)
+    assert caught.value.reason is Reason.BOX_TOO_THIN
 
 
 def test_a_box_partly_outside_is_cropped(image: np.ndarray) -> None:

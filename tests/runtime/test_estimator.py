@@ -14,7 +14,7 @@ from toy_bundles import bank_bytes, perfect_maps, pose_graph
 from posekit.runtime.bank import bank_from_bytes
 from posekit.runtime.bundle import Bundle
 from posekit.runtime.crop import CropPreset
-from posekit.runtime.detection import Detection
+from posekit.runtime.detection import Detection, PoseEstimate, Reason, Unposed
 from posekit.runtime.errors import BankError, BundleError, InputError
 from posekit.runtime.estimator import PoseEstimator
 from posekit.runtime.intrinsics import Intrinsics
@@ -124,7 +124,6 @@ def test_stages_are_timed_only_when_asked(toy_bundle: Write) -> None:
         (np.zeros((50, 101, 3), np.uint8), [], "frame"),
         (np.zeros((101, 101, 3)), [], "frame"),
         (frame(), [Detection(7, 0.9, BOX)], "object id 7"),
-        (frame(), [Detection(1, 0.9, BOX + 500)], "overlaps"),
         (frame(), None, "no detector"),
     ],
 )
@@ -135,6 +134,50 @@ def test_bad_input_is_refused(
         with pytest.raises(InputError, match=cause):
             estimator.estimate(image, CAMERA, detections)
         assert len(estimator.estimate(frame(), CAMERA, [Detection(1, 0.9, BOX)])) == 1  # and it still works
+
+
+OUTSIDE, THIN = BOX + 500, np.array([40.0, 40, 40.5, 60])
+BARREL = replace(CAMERA, distortion=(-0.9, 0.0, 0.0, 0.0))  # the farthest a ray gets is 0.406 from the axis
+
+
+def reasons(outcomes: list[PoseEstimate | Unposed]) -> list[Reason | None]:
+    return [outcome.reason if isinstance(outcome, Unposed) else None for outcome in outcomes]
+
+
+@pytest.mark.parametrize("path", ["regressor", "bank"])
+def test_a_box_without_a_crop_costs_itself(toy_bundle: Write, path: str) -> None:
+    """Poses of the others are those that they have without it, in order, over several passes of the graph."""
+    boxes = [BOX + [i % 7, 0, i % 7, 0] for i in range(2 * DEFAULT_CROPS_PER_PASS[-1] + 3)]
+    good = [Detection(1 + i % 2, 0.9, box) for i, box in enumerate(boxes)]
+    mixed = [d for i, g in enumerate(good) for d in (g, Detection(1, 0.9, (OUTSIDE, THIN)[i % 2]))]
+    t_of_box = np.array([[0.01, 0, 0], [0, 0.01, 0], [0, 0, 0.01], [0, 0, 0.0]])
+    red = frame((200, 0, 0))
+    with Bundle(toy_bundle(t_of_box=t_of_box)) as bundle, PoseEstimator(bundle, path=path) as estimator:
+        alone, found = estimator.estimate(red, CAMERA, good), estimator.outcomes(red, CAMERA, mixed)
+    assert [outcome.detection for outcome in found] == mixed
+    poses = [outcome for outcome in found if isinstance(outcome, PoseEstimate)]
+    assert len(poses) == len(good)
+    for one, other in zip(alone, poses, strict=True):
+        np.testing.assert_array_equal(one.cam_from_obj.as_matrix(), other.cam_from_obj.as_matrix())
+    thin = [Reason.BOX_OUTSIDE_IMAGE, Reason.BOX_TOO_THIN]
+    assert reasons(found) == [r for i in range(len(good)) for r in (None, thin[i % 2])]
+
+
+@pytest.mark.parametrize("path", ["regressor", "bank", "epnp"])
+def test_boxes_without_any_crop_run_no_graph(toy_bundle: Write, path: str) -> None:
+    with Bundle(toy_bundle()) as bundle, PoseEstimator(bundle, path=path) as estimator:
+        for session in estimator._sessions:
+            session.run = None  # type: ignore[assignment,method-assign]
+        found = estimator.outcomes(frame(), CAMERA, [Detection(1, 0.9, OUTSIDE), Detection(1, 0.9, THIN)])
+    assert reasons(found) == [Reason.BOX_OUTSIDE_IMAGE, Reason.BOX_TOO_THIN]
+
+
+def test_a_box_beyond_the_lens_costs_itself(toy_bundle: Write) -> None:
+    """Pixel 0 is 0.5 from the axis on the image plane: no ray of this lens comes there."""
+    detections = [Detection(1, 0.9, box) for box in (BOX, np.array([0.0, 0, 20, 20]), BOX)]
+    with Bundle(toy_bundle()) as bundle, PoseEstimator(bundle) as estimator:
+        assert reasons(estimator.outcomes(frame(), BARREL, detections)) == [None, Reason.BOX_BEYOND_LENS, None]
+        assert len(estimator.estimate(frame(), BARREL, detections)) == 2
 
 
 def test_unknown_path_is_refused(toy_bundle: Write) -> None:

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from posekit.runtime.errors import InputError
 from posekit.runtime.intrinsics import Intrinsics
 from posekit.runtime.object_model import ObjectModel
-from posekit.runtime.overlay import AXIS_SHARE, TRUTH_COLOUR, Drawing, draw_poses, outline_from
+from posekit.runtime.overlay import AXIS_SHARE, MUTED_COLOUR, TRUTH_COLOUR, Drawing, MarkedBox, draw_poses, outline_from
 from posekit.runtime.pose import Pose
 from posekit.runtime.sources import frames_from
 
@@ -72,6 +72,15 @@ def test_hidden_edges_are_not_drawn() -> None:
     ys, xs = np.nonzero(seen)
     inside = seen[ys.min() + 9 : ys.max() - 8, xs.min() + 9 : xs.max() - 8]
     assert not inside.any()
+
+
+@pytest.mark.parametrize("box", [[40, 60, 120, 140], [-1e6, -1e6, 1e6, 1e6], [5, 5, 5, 5], [900, 50, 950, 90]])
+def test_a_box_without_a_pose_is_muted_and_its_reason_stays_in_the_picture(box: list[float]) -> None:
+    pose = Pose(np.eye(3), np.array([0, 0, 0.5]))
+    drawing = Drawing(outline_from(CUBE), pose, RED, axes=False)
+    image = draw_poses(blank(), CAMERA, [drawing], [MarkedBox(np.array(box), "cube no_consensus")])
+    assert (image == MUTED_COLOUR).all(axis=2).sum() > 400  # the label's plate
+    assert (draw_poses(blank(), CAMERA, [drawing]) == MUTED_COLOUR).all(axis=2).sum() == 0
 
 
 def test_axes_show_x_red_y_green_z_blue() -> None:
