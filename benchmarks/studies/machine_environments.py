@@ -54,14 +54,14 @@ def this_python(folder: Path, packages: Sequence[str] = ()) -> Started:
 def older_onnx_runtime(folder: Path, packages: Sequence[str] = ()) -> Started:
     """This Python, with another ONNX Runtime found first."""
     asked = ["--no-deps", f"onnxruntime=={OLDER_ONNX_RUNTIME}"]
-    return _with_packages(sys.executable, sys.executable, folder, asked)
+    return _with_packages(sys.executable, folder, asked)
 
 
 def other_python(version: str, folder: Path, packages: Sequence[str] = ()) -> Started:
     """A Python of this machine, with the packages of constraints.txt."""
     python = python_of(version)
     asked = ["-c", str(ROOT / "constraints.txt"), "numpy", "opencv-python-headless", "onnxruntime", *packages]
-    return _with_packages(python, python, folder, asked)
+    return _with_packages(python, folder, asked)
 
 
 def emulated(version: str, folder: Path, packages: Sequence[str] = ()) -> Started:
@@ -106,12 +106,13 @@ def _pythons(version: str) -> Iterator[str]:
     yield from sorted(map(str, pyenv.glob(f"versions/{version}.*/bin/python{version}")))
 
 
-def _with_packages(python: str, pip_of: str, folder: Path, asked: Sequence[str]) -> Started:
+def _with_packages(python: str, folder: Path, asked: Sequence[str]) -> Started:
     """Packages in a folder of their own, which is searched before the Python's own."""
     site = folder / "site"
     if not site.is_dir():
-        command = [pip_of, "-m", "pip", "--disable-pip-version-check", "install", "-q", "--only-binary=:all:"]
-        _checked([*command, "--target", str(site), *asked], python)
+        command = [python, "-m", "pip", "--disable-pip-version-check", "install", "-q", "--only-binary=:all:"]
+        _checked([*command, "--target", str(folder / "partial"), *asked], python)
+        (folder / "partial").rename(site)
     return Started((python,), {"PYTHONPATH": f"{ROOT / '.typing'}:{site}"})
 
 

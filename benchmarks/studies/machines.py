@@ -195,7 +195,7 @@ class Request:
 
 
 def workloads(request: Request, advance: Advance) -> tuple[Workload, ...]:
-    """Exports what is measured. Raises what the recipes or meshes are refused for."""
+    """Exports what is measured, where it is not in the folder already. Raises what recipes or meshes are refused for."""
     from posekit.export.pipeline import export_recipe
     from posekit.export.recipe import recipe_from_toml
     from posekit.export.reference.demo import write_demo
@@ -209,6 +209,8 @@ def workloads(request: Request, advance: Advance) -> tuple[Workload, ...]:
         recipes.append(recipe)
         made.append(Workload("real frames", request.folder / "ycbv.posekit", request.data / "ycbv", "gt", YCBV_EVERY))
     for workload, recipe in zip(made, recipes, strict=True):
+        if workload.bundle.is_file():
+            continue
         export_recipe(recipe_from_toml(recipe), workload.bundle, advance)
     return tuple(made)
 
