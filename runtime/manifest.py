@@ -77,16 +77,15 @@ class ObjectEntry:
 class SolverEntry:
     """How correspondences become a pose: method, a row of posekit.runtime.solvers.METHODS, and its options.
 
+    iterations: at most; the search ends as soon as it has seen enough for the share of outliers that it meets.
     reprojection_px: of an inlier at most, in crop pixels.   mask_threshold: probability above which a cell counts.
-    refine: end with least squares of the reprojection error over the inliers (Levenberg-Marquardt), once.
     """
 
-    method: str
-    iterations: int
-    reprojection_px: float
+    method: str = "p3p-ransac"
+    iterations: int = 10_000  # enough for nine outliers in ten
+    reprojection_px: float = 3.0
     min_correspondences: int = 6
     mask_threshold: float = 0.5
-    refine: bool = True
 
     def __post_init__(self) -> None:
         counts = self.iterations >= 1 and self.min_correspondences >= MIN_CORRESPONDENCES

@@ -87,6 +87,10 @@ class RegressorPath:
 
     def __init__(self, bundle: Bundle, entry: PathEntry, open_graph: OpenGraph) -> None:
         self._pose = _CropGraph(entry.graph, open_graph, "pose")
+        self._centre_m = {
+            thing.id: [(low + high) / 2 for low, high in zip(thing.bbox_min_m, thing.bbox_max_m, strict=True)]
+            for thing in bundle.manifest.objects
+        }
         self.sessions: tuple[Session, ...] = (self._pose.session,)
 
     def poses(
@@ -96,17 +100,19 @@ class RegressorPath:
             out = self._pose.of(batch)
         with stage("decode"):
             rows = zip(out["R"].tolist(), out["t"].tolist(), out["score"].tolist(), strict=True)
-            return [_regressed(R, t, score) for R, t, score in rows]
+            centres = [self._centre_m[detection.object_id] for detection in detections]
+            return [_regressed(*row, centre) for row, centre in zip(rows, centres, strict=True)]
 
 
-def _regressed(R: list[list[float]], t: list[float], score: float) -> Found:
+def _regressed(R: list[list[float]], t: list[float], score: float, centre_m: Sequence[float]) -> Found:
     """A network may say nonsense: what is not finite, no rotation, or behind the camera is not found.
 
-    The nearest rotation to what is none would be an invention.
+    The nearest rotation to what is none would be an invention. centre_m: of the object's box, in the object frame; its
+    origin may lie anywhere, also behind a camera that sees the object.
     """
     if not all(map(isfinite, (*R[0], *R[1], *R[2], *t, score))):
         return Reason.OUTPUT_NOT_FINITE
-    if t[2] <= 0:
+    if sum(r * c for r, c in zip(R[2], centre_m, strict=True)) + t[2] <= 0:
         return Reason.BEHIND_CAMERA
     rotation = rotation_near(R)
     if rotation is None or not np.abs(rotation - R).max() <= ROTATION_TOLERANCE:
@@ -148,7 +154,7 @@ def solved(
     """Maps of one crop -> pose. mask: (h, w) probability.  coords_m: (h, w, 3) object frame.
 
     Cells that are not finite are not used. Score: mean mask probability of the cells used, times the share of them
-    that the pose explains.
+    that the pose explains, times how far no other pose explains them as well.
     """
     if mask.shape != coords_m.shape[:2]:
         raise SpecError(
@@ -163,7 +169,8 @@ def solved(
     solution = solution_or_reason(coords_m[rows, columns], pixels, K_crop, solver, stage)
     if not isinstance(solution, Solution):
         return solution
-    return Hypothesis(solution.cam_from_obj, float(mask[rows, columns].mean() * solution.inliers.mean()))
+    score = float(mask[rows, columns].mean() * solution.inliers.mean()) * solution.certainty
+    return Hypothesis(solution.cam_from_obj, score, solution.alternative)
 
 
 class BankPath:

@@ -1,4 +1,8 @@
-"""One function from 2D-3D correspondences to a pose; each method is a row of METHODS."""
+"""One function from 2D-3D correspondences to a pose; each method is a row of METHODS.
+
+A method proposes rough poses; what follows is the same for all of them (posekit.runtime.solve.settle), and continuous:
+the last bit of a coordinate moves the pose by no more than that.
+"""
 
 from __future__ import annotations
 
@@ -13,34 +17,32 @@ from posekit.runtime.errors import BackendError, InputError
 from posekit.runtime.manifest import SolverEntry
 from posekit.runtime.pose import Array, Pose, nearest_rotation
 from posekit.runtime.profiler import Stage, no_stage
+from posekit.runtime.solve.consensus import CONFIDENCE, consensus
+from posekit.runtime.solve.pairs import Pairs, Poses, seen, together
+from posekit.runtime.solve.settle import settled
 
-RANSAC_CONFIDENCE = 0.999
 MIN_INLIER_SHARE = 0.05  # random maps reach 1 % by chance
 MIN_WIDTH = 1e-3  # of a point set per its length: below, a turn about the line through the points goes unseen
 MIN_WIDTH_PX = 0.1  # of the pixels: below, the object could be at any distance
+POSELIB_MIN_ITERATIONS = 50  # its own least is 1000, which is what it then always takes
+MIN_RIVALRY = 0.05  # of a second pose, from which it is an alternative
 
 
 @dataclass(frozen=True, eq=False)
 class Solution:
-    """inliers: (N,) bool.  reprojection_px: root mean square over the inliers."""
+    """inliers: (N,) bool.  reprojection_px: root mean square over the inliers.
+
+    certainty: 1 for a pose without a rival, a half where `alternative` explains the pairs as well.
+    """
 
     cam_from_obj: Pose
     inliers: npt.NDArray[np.bool_]
     reprojection_px: float
+    certainty: float = 1.0
+    alternative: Pose | None = None
 
 
-Found = tuple[Pose, npt.NDArray[np.bool_]]
-
-
-@dataclass(frozen=True)
-class Method:
-    """solve: points (N, 3), pixels (N, 2), K (3, 3) and the entry -> a pose and its inliers (N,), or None.
-
-    refines: whether `solve` ends with the least squares that the entry's `refine` asks for, so that it is not done twice.
-    """
-
-    solve: Callable[[Array, Array, Array, SolverEntry], Found | None]
-    refines: bool = False
+Method = Callable[[Pairs, int], Poses]  # pairs and most iterations -> rough poses, best first, or none
 
 
 def pose_from_correspondences(
@@ -64,8 +66,7 @@ def solution_or_reason(
 ) -> Solution | Reason:
     """Object points (N, 3), metres, seen at ideal pixels (N, 2) of a camera K (3, 3) -> the pose, or why there is none.
 
-    Not found are: too few pairs, no consensus, pairs on one line or in one pixel, an object behind the camera.
-    Deterministic.
+    Not found are: too few pairs, no consensus, pairs on one line or in one pixel. Deterministic.
     Raises InputError for arrays that do not fit or an unknown method, BackendError when its library is missing.
     """
     X, u, K_ = (np.ascontiguousarray(a, dtype=np.float64) for a in (points_m, pixels, K))
@@ -73,23 +74,38 @@ def solution_or_reason(
     if len(X) < solver.min_correspondences:
         return Reason.TOO_FEW_CORRESPONDENCES
     u, K_ = without_skew(u, K_)
-    method = METHODS[solver.method]
-    found = method.solve(X, u, K_, solver)
-    if found is None:
+    centre = X.mean(axis=0)
+    spread = float(np.sqrt(((X - centre) ** 2).sum(axis=1).mean()))
+    if not _fixes_a_pose(X, u):
+        return Reason.DEGENERATE_CORRESPONDENCES
+    pairs = Pairs((X - centre) / spread, u, K_, solver.reprojection_px)
+    found = METHODS[solver.method](pairs, solver.iterations)
+    if not len(found):
         return Reason.NO_CONSENSUS
-    pose, inliers = found
+    with stage("refine"):
+        valleys = settled(found, pairs)
+    squared = seen(valleys.poses.part(slice(1)), pairs).squared_px[0]
+    inliers = squared < solver.reprojection_px**2
     if inliers.sum() < max(solver.min_correspondences, MIN_INLIER_SHARE * len(X)):
         return Reason.NO_CONSENSUS
     if not _fixes_a_pose(X[inliers], u[inliers]):
         return Reason.DEGENERATE_CORRESPONDENCES
-    if solver.refine and not method.refines:
-        with stage("refine"):
-            pose = refined(pose, X[inliers], u[inliers], K_)
-    if pose.t_m[2] <= 0 or (pose.apply(X[inliers])[:, 2] <= 0).any():
-        return Reason.BEHIND_CAMERA
-    error_px = float(np.sqrt((reprojection_px(pose, X[inliers], u[inliers], K_) ** 2).mean()))
-    # A refinement can run away from its start: then the pairs do not agree on this pose.
-    return Solution(pose, inliers, error_px) if error_px <= solver.reprojection_px else Reason.NO_CONSENSUS
+    poses = [_pose(R, t, centre, spread) for R, t in zip(valleys.poses.R, valleys.poses.t, strict=True)]
+    rivalry = valleys.rivalry
+    rival = int(rivalry.argmax())
+    return Solution(
+        poses[0],
+        inliers,
+        float(np.sqrt(squared[inliers].mean())),
+        float(1 / (1 + rivalry.sum())),
+        poses[rival] if rivalry[rival] > MIN_RIVALRY else None,
+    )
+
+
+def _pose(R: Array, t: Array, centre_m: Array, spread_m: float) -> Pose:
+    """Of points x from one of points (x - centre) / spread, whose unit is the spread."""
+    rotation = nearest_rotation(R)
+    return Pose(rotation, t * spread_m - rotation @ centre_m)
 
 
 def without_skew(pixels: Array, K: Array) -> tuple[Array, Array]:
@@ -107,21 +123,6 @@ def _fixes_a_pose(points_m: Array, pixels: Array) -> bool:
     length, width, _ = np.linalg.svd(points_m - points_m.mean(axis=0), compute_uv=False)
     width_px = np.linalg.svd(pixels - pixels.mean(axis=0), compute_uv=False)[1] / np.sqrt(len(pixels))
     return bool(width > MIN_WIDTH * length and width_px > MIN_WIDTH_PX)
-
-
-def reprojection_px(pose: Pose, points_m: Array, pixels: Array, K: Array) -> Array:
-    """Distances (N,) between projected points and their pixels. The points are in front of the camera."""
-    projected = pose.apply(points_m) @ K.T
-    return np.asarray(np.linalg.norm(projected[:, :2] / projected[:, 2:] - pixels, axis=1))
-
-
-def refined(pose: Pose, points_m: Array, pixels: Array, K: Array) -> Pose:
-    """Levenberg-Marquardt on the reprojection error of the given pairs (OpenCV solvePnPRefineLM)."""
-    import cv2
-
-    start = cv2.Rodrigues(pose.R)[0], pose.t_m.reshape(3, 1).copy()
-    rotvec, t = cv2.solvePnPRefineLM(points_m, pixels, K, None, *start)
-    return Pose.from_rotvec(rotvec.ravel(), t.ravel())
 
 
 def _check(points_m: Array, pixels: Array, solver: SolverEntry) -> None:
@@ -147,39 +148,8 @@ def check_method(solver: SolverEntry) -> None:
         )
 
 
-def _opencv_ransac(flag_name: str) -> Method:
-    def solve(X: Array, u: Array, K: Array, solver: SolverEntry) -> Found | None:
-        import cv2
-
-        cv2.setRNGSeed(0)  # the same pairs give the same pose
-        try:
-            ok, rotvec, t, kept = cv2.solvePnPRansac(
-                X,
-                u,
-                K,
-                None,
-                iterationsCount=solver.iterations,
-                reprojectionError=solver.reprojection_px,
-                confidence=RANSAC_CONFIDENCE,
-                flags=getattr(cv2, flag_name),
-            )
-        except cv2.error:  # an assertion that the pairs of some sample spread: they are degenerate
-            return None
-        if not ok or kept is None or not (np.isfinite(rotvec).all() and np.isfinite(t).all()):
-            return None
-        inliers = np.zeros(len(X), dtype=bool)
-        inliers[kept.ravel()] = True
-        return Pose.from_rotvec(rotvec.ravel(), t.ravel()), inliers
-
-    return Method(solve)
-
-
-def _poselib_lo_ransac(X: Array, u: Array, K: Array, solver: SolverEntry) -> Found | None:
-    """P3P with locally optimised RANSAC, then Levenberg-Marquardt over the inliers if asked for (PoseLib).
-
-    Its refinement is by default robust, with a Cauchy loss. Over pairs that were already chosen least squares is more
-    accurate, and what `refined` does: the two agree to 1e-4 degrees.
-    """
+def _poselib_lo_ransac(pairs: Pairs, iterations: int) -> Poses:
+    """P3P with locally optimised RANSAC (PoseLib)."""
     try:
         import poselib
     except ImportError as error:
@@ -187,21 +157,47 @@ def _poselib_lo_ransac(X: Array, u: Array, K: Array, solver: SolverEntry) -> Fou
             "solver p3p-lo-ransac",
             got="no poselib",
             expected="the poselib package",
-            remedy="pip install poselib, or choose epnp-ransac.",
+            remedy="pip install poselib, or choose p3p-ransac, which needs nothing.",
         ) from error
+    K = pairs.K
     camera = {"model": "PINHOLE", "width": 0, "height": 0, "params": [K[0, 0], K[1, 1], K[0, 2], K[1, 2]]}
-    options = {"max_iterations": solver.iterations, "max_reproj_error": solver.reprojection_px, "seed": 0}
-    refinement = {"loss_type": "TRIVIAL"} if solver.refine else {"max_iterations": 0}
-    pose, facts = poselib.estimate_absolute_pose(u, X, camera, options, refinement)
-    inliers = np.asarray(facts["inliers"], dtype=bool)
-    if not inliers.any() or not np.isfinite(pose.t).all():
-        return None
-    return Pose(nearest_rotation(pose.R), np.asarray(pose.t, dtype=np.float64)), inliers
+    options = {
+        "max_iterations": iterations,
+        "min_iterations": min(POSELIB_MIN_ITERATIONS, iterations),
+        "success_prob": CONFIDENCE,
+        "max_reproj_error": pairs.threshold_px,
+        "seed": 0,
+    }
+    pose, facts = poselib.estimate_absolute_pose(pairs.pixels, pairs.points, camera, options, {"max_iterations": 0})
+    found = bool(np.any(facts["inliers"])) and bool(np.isfinite(pose.R).all() and np.isfinite(pose.t).all())
+    return Poses(np.array([pose.R])[:found], np.array([pose.t])[:found])
+
+
+def _with_opencv(flag_name: str) -> Method:
+    """The consensus of triples, and what OpenCV makes of all pairs in it as one more rough pose."""
+
+    def propose(pairs: Pairs, iterations: int) -> Poses:
+        import cv2
+
+        found = consensus(pairs, iterations)
+        if not len(found):
+            return found
+        agreeing = pairs.part(seen(found.part(slice(1)), pairs).squared_px[0] < pairs.threshold_px**2)
+        try:
+            ok, rotvec, t = cv2.solvePnP(agreeing.points, agreeing.pixels, pairs.K, None, flags=getattr(cv2, flag_name))
+        except cv2.error:  # too few of them, or an assertion that they spread
+            return found
+        if not ok or not (np.isfinite(rotvec).all() and np.isfinite(t).all()):
+            return found
+        pose = Pose.from_rotvec(rotvec.ravel(), t.ravel())
+        return together([found, Poses(pose.R[None], pose.t_m[None])])
+
+    return propose
 
 
 METHODS: dict[str, Method] = {
-    "epnp-ransac": _opencv_ransac("SOLVEPNP_EPNP"),
-    "p3p-ransac": _opencv_ransac("SOLVEPNP_AP3P"),
-    "sqpnp-ransac": _opencv_ransac("SOLVEPNP_SQPNP"),
-    "p3p-lo-ransac": Method(_poselib_lo_ransac, refines=True),
+    "p3p-ransac": consensus,
+    "sqpnp-ransac": _with_opencv("SOLVEPNP_SQPNP"),
+    "epnp-ransac": _with_opencv("SOLVEPNP_EPNP"),
+    "p3p-lo-ransac": _poselib_lo_ransac,
 }

@@ -34,7 +34,8 @@ SIZE = 32
 CROP = CropPreset("square", SIZE, pad=1.2)
 CROPS = TensorSpec("crops", "uint8", ("batch", SIZE, SIZE, 3))
 BOX = TensorSpec("box", "float32", ("batch", 4))
-SOLVER = SolverEntry("epnp-ransac", 100, 3.0)
+SOLVER = SolverEntry()
+Box = tuple[tuple[float, float, float], tuple[float, float, float]]  # smallest and largest coordinates
 COLOURS = np.array([[1, 0, 0], [0, 1, 0], [0, 0, 1], [1, 1, 0], [0, 1, 1], [1, 0, 1]], np.float32)
 TYPES = {"uint8": T.UINT8, "float32": T.FLOAT, "int64": T.INT64}
 
@@ -215,6 +216,7 @@ def write_toy_bundle(
     replaced: Mapping[str, tuple[bytes, GraphEntry]] | None = None,
     variants: Mapping[tuple[str, Precision], bytes] | None = None,
     provenance: Mapping[str, str] | None = None,
+    box_m: Box = ((-0.1, -0.1, -0.1), (0.1, 0.1, 0.1)),
 ) -> Path:
     """A bundle with the three kinds of path, for objects 1 and 2.
 
@@ -240,7 +242,7 @@ def write_toy_bundle(
         "one.bank": bank or bank_bytes(sha256),
         "two.bank": bank_bytes(sha256, object_id=2),
     }
-    box = ObjectEntry(1, "box", 0.2, (-0.1, -0.1, -0.1), (0.1, 0.1, 0.1), "box.safetensors")
+    box = ObjectEntry(1, "box", 0.2, *box_m, "box.safetensors")
     manifest = Manifest(
         format=FORMAT,
         name="toy",

@@ -1,7 +1,7 @@
 """The glue that a user writes around exported networks: OpenCV and NumPy from a frame to poses, without posekit's runtime.
 
-What the systems define is not written again: crop and box rules come with the bundle, the translation from a template's
-box from posekit.runtime.decode.
+What the systems define is not written again: crop and box rules come with the bundle, the solver and the translation from
+a template's box from posekit.runtime.
 """
 
 from __future__ import annotations
@@ -14,11 +14,11 @@ import cv2
 import numpy as np
 import numpy.typing as npt
 
-from posekit.benchmarks.peers.pnp import opencv
 from posekit.runtime.bank import TemplateBank
 from posekit.runtime.decode import pose_from_template
 from posekit.runtime.manifest import DetectorEntry, ObjectEntry, PathEntry, SolverEntry
 from posekit.runtime.pose import Array, Pose
+from posekit.runtime.solvers import pose_from_correspondences
 
 Image = npt.NDArray[np.uint8]
 Arrays = dict[str, npt.NDArray[Any]]
@@ -129,8 +129,7 @@ def _orthonormal(R: npt.NDArray[Any]) -> Array:
 
 
 def solved(solver: SolverEntry) -> Finish:
-    """Cells inside the mask, then OpenCV."""
-    solve = opencv(cv2.SOLVEPNP_EPNP, solver.iterations, solver.reprojection_px)
+    """Cells inside the mask, then the solver that the path names: another solver's poses would say nothing of the rest."""
 
     def finish(out: Arrays, cut: Cut, K: Array) -> list[tuple[Pose, float] | None]:
         poses: list[tuple[Pose, float] | None] = []
@@ -139,9 +138,8 @@ def solved(solver: SolverEntry) -> Finish:
             rows, columns = np.nonzero(mask > solver.mask_threshold)
             cell_px = crop_px / mask.shape[0]
             pixels = (np.stack([columns, rows], axis=1) + 0.5) * cell_px - 0.5
-            enough = len(rows) >= solver.min_correspondences
-            pose = solve(coords_m[rows, columns].astype(np.float64), pixels, K_crop) if enough else None
-            poses.append(None if pose is None or pose.t_m[2] <= 0 else (pose, float(mask[rows, columns].mean())))
+            found = pose_from_correspondences(coords_m[rows, columns], pixels, K_crop, solver)
+            poses.append(None if found is None else (found.cam_from_obj, float(mask[rows, columns].mean())))
         return poses
 
     return finish

@@ -36,9 +36,8 @@ BUNDLE, RECIPE, FRAMES = "reference.posekit", "variants-reference.toml", "record
 PATHS = ("gdr.regressor", "gdr.epnp", "bank")
 FRAME_COUNT, FRAME_STEP = 8, 8  # odd frames: int8 was calibrated on even ones
 APART = 0.05  # of the diameter: what the default gates allow a variant
-# The same network in another order of operations; RANSAC on poor maps may still draw another pose from it.
+# The same network in another order of operations.
 SAME = {"lost": 0.0, "moved_p50_of_diameter": 0.001, "apart": 0.0}
-SAME_BUT_RANSAC = {**SAME, "apart": 0.35}  # measured: 4 of 16 poses
 INT8 = {"lost": 0.2, "moved_p50_of_diameter": APART, "apart": 0.5}  # boxes are int8's own too
 
 
@@ -110,14 +109,13 @@ def opened_pipelines(folder: Path, name: str, threads: int) -> Iterator[Contest[
 def pipelines(demo: Demo, name: str, threads: int) -> Iterator[Contest[Found]]:
     """One path: PyTorch eager says what is right, since it is the trained network itself."""
     path, scored = demo.path(name), demo.scored
-    same = SAME if path.solver is None else SAME_BUT_RANSAC
     sources = demo.sources(path)
     banks = {int(i): bank_from_bytes(demo.bundle.read(member), member) for i, member in path.banks.items()}
     cv2.setNumThreads(threads)
     with ExitStack() as stack:
         trained = _over(demo, _in_torch(demo, path, banks, {graph: eager(sources[graph]) for graph in _graphs(path)}))
         rows = [
-            stack.enter_context(_estimator(demo, name, "posekit", "fp32", same)),
+            stack.enter_context(_estimator(demo, name, "posekit", "fp32", SAME)),
             stack.enter_context(_estimator(demo, name, "posekit int8", "int8", INT8)),
             Contender("PyTorch eager", trained, f"PyTorch {torch.__version__}, {threads} threads"),
         ]
@@ -139,7 +137,7 @@ def pipelines(demo: Demo, name: str, threads: int) -> Iterator[Contest[Found]]:
             unit="frame",
             expected=expected,
             deviations=lambda right, found: moved(right, found, scored),
-            limits=same,
+            limits=SAME,
             contenders=tuple(rows),
             besides="verifies what every graph is fed and gives, and refuses poses that are none",
             absent=absent,

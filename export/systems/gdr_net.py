@@ -23,7 +23,7 @@ from posekit.runtime.crop import PRESETS, CropPreset
 from posekit.runtime.manifest import SolverEntry
 from posekit.runtime.tensor import TensorSpec
 
-EPNP = SolverEntry(method="epnp-ransac", iterations=100, reprojection_px=3.0)
+PNP = SolverEntry(reprojection_px=3.0)
 
 
 DENSE_TRUNK = ("network.backbone", "network.head")
@@ -155,7 +155,7 @@ SYSTEM = System(
     graphs=_graphs,
     paths={
         "regressor": PathPlan("regressor", "pose"),
-        "epnp": PathPlan("correspondence", "correspondence", solver=EPNP),
+        "epnp": PathPlan("correspondence", "correspondence", solver=PNP),
     },
 )
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -17,7 +16,7 @@ from posekit.export.onnx_from_network import onnx_from_network
 from posekit.export.reference.objects import reference_objects
 from posekit.export.render import Renderer
 from posekit.export.systems import system_named
-from posekit.export.systems.gdr_net import EPNP, SYSTEM, GdrNet, GdrTarget, Maps, gdr_losses
+from posekit.export.systems.gdr_net import PNP, SYSTEM, GdrNet, GdrTarget, Maps, gdr_losses
 from posekit.runtime.crop import CropPreset, crop_K, crop_warp
 from posekit.runtime.decode import site_from_translation
 from posekit.runtime.detection import Hypothesis
@@ -94,7 +93,7 @@ def test_rendered_coordinate_maps_give_the_pose_back(object_id: int) -> None:
         seen.coords_obj_m,
         crop_K(warp, CAMERA.K),
         CROP.size_px,
-        replace(EPNP, iterations=200),
+        PNP,
     )
     assert isinstance(found, Hypothesis)
     assert rotation_angle_rad(found.cam_from_obj.R, truth.R) < 1e-3

@@ -79,7 +79,7 @@ def test_a_dense_network_is_followed_by_the_recipes_solver() -> None:
         "mask",
         "coords_m",
     )
-    solver = SolverEntry("epnp-ransac", 10, 3.0)
+    solver = SolverEntry("p3p-ransac", 10, 3.0)
     assert own_paths("correspondence", solver)["solver"].solver == solver
 
 

@@ -70,6 +70,17 @@ def test_a_pose_behind_the_camera_is_absent(toy_bundle: Write) -> None:
         assert estimator.estimate(frame(), CAMERA, [Detection(1, 0.9, BOX)]) == []
 
 
+def test_an_object_in_front_is_found_though_its_origin_is_behind_the_camera(toy_bundle: Write) -> None:
+    """What must be in front is its box."""
+    t_of_box = np.array([[0, 0, -0.1], [0, 0, 0], [0, 0, 0], [0, 0, 0.0]])
+    far_away = ((-0.1, -0.1, 19.9), (0.1, 0.1, 20.1))
+    path = toy_bundle(t_of_box=t_of_box, box_m=far_away)
+    with Bundle(path) as bundle, PoseEstimator(bundle) as estimator:
+        (found,) = estimator.estimate(frame(), CAMERA, [Detection(1, 0.9, BOX)])
+    assert found.cam_from_obj.t_m[2] < 0
+    assert found.cam_from_obj.apply([0, 0, 20])[2] > 0
+
+
 @pytest.mark.parametrize(("colour", "view"), [((255, 0, 0), 0), ((0, 200, 0), 1), ((90, 0, 90), 5)])
 def test_bank_finds_the_view_and_the_box_its_place(toy_bundle: Write, colour: tuple[int, int, int], view: int) -> None:
     with Bundle(toy_bundle()) as bundle, PoseEstimator(bundle, path="bank") as estimator:

@@ -1,0 +1,102 @@
+"""Robust least squares of the reprojection error: the place where every method's pose comes to rest.
+
+Nothing here counts pairs at a threshold: a pair's weight falls smoothly from one to nothing around it. So the pose is a
+continuous function of the pairs, and the last bit of a network's output stays the last bit of the pose.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import numpy.typing as npt
+
+from posekit.runtime.pose import IDENTITY, Array
+from posekit.runtime.solve.pairs import Pairs, Poses, Seen, seen
+
+REACH = 1.5  # thresholds: a pair this far off weighs nothing
+STEPS = 40
+AT_REST = 1e-7  # of a step, in radians and in the unit of the points' spread
+FIRST_DAMPING, LEAST_DAMPING, MOST_DAMPING = 1e-4, 1e-9, 1e9
+ROUNDING, TINY = 1e-14, 1e-300  # what keeps the equations solvable where a direction is not seen, or nothing is
+
+
+def weights_and_costs(squared: Array, reach_px: float) -> tuple[Array, Array]:
+    """Weights (S, N) in 0..1 of pairs by their squared errors (S, N), and each pose's cost (S,) in squared pixels.
+
+    With y = error^2 / reach^2 the weight is (1 - y^2)^2, Tukey's with a flatter top, and the cost its integral, the
+    same for whatever is beyond the reach.
+    """
+    y = np.minimum(squared / reach_px**2, 1.0)
+    y2 = y * y
+    costs = (y * (1 - y2 * (2 / 3 - y2 / 5))).sum(axis=1)
+    return (1 - y2) ** 2, costs * reach_px**2
+
+
+def cost(poses: Poses, pairs: Pairs) -> Array:
+    """(S,), squared pixels, at the pairs' own threshold."""
+    return weights_and_costs(seen(poses, pairs).squared_px, REACH * pairs.threshold_px)[1]
+
+
+def fitted(
+    poses: Poses, pairs: Pairs, widths: Sequence[float] = (), steps: int = STEPS, at_rest: float = AT_REST
+) -> Poses:
+    """Levenberg-Marquardt from each pose, at most `steps` until all are at rest.
+
+    widths: of the reach in one step each before, falling to 1, so that a rough start finds its valley.
+    """
+    damping = np.full(len(poses), FIRST_DAMPING)
+    now = seen(poses, pairs)
+    for width in (*widths, *[1.0] * steps):
+        reach_px = REACH * pairs.threshold_px * width
+        weights, before = weights_and_costs(now.squared_px, reach_px)
+        moves = _moves(now, weights, pairs.K, damping)
+        moved = Poses(_rotations(moves[:, :3]) @ poses.R, poses.t + moves[:, 3:])
+        then = seen(moved, pairs)
+        better = weights_and_costs(then.squared_px, reach_px)[1] <= before
+        damping = np.clip(damping * np.where(better, 0.1, 10.0), LEAST_DAMPING, MOST_DAMPING)
+        if better.all():
+            poses, now = moved, then
+        else:
+            poses = Poses(*_chosen(better, (moved.R, moved.t), (poses.R, poses.t)))
+            now = Seen(*_chosen(better, then, now))
+        if width == 1.0 and np.abs(moves).max() < at_rest:
+            break
+    return poses
+
+
+def _chosen(first: npt.NDArray[np.bool_], a: Sequence[Array], b: Sequence[Array]) -> list[Array]:
+    """Per pose that of a where `first`, else that of b."""
+    return [np.where(first.reshape(-1, *[1] * (x.ndim - 1)), x, y) for x, y in zip(a, b, strict=True)]
+
+
+def _moves(now: Seen, weights: Array, K: Array, damping: Array) -> Array:
+    """Damped Gauss-Newton steps (S, 6): a rotation vector about the points' origin in the camera's axes, and a shift."""
+    J = _jacobian(now, K)
+    weighted = (J * weights[:, None, None]).reshape(len(J), 6, -1)
+    H = weighted @ J.reshape(len(J), 6, -1).transpose(0, 2, 1)
+    g = weighted @ now.errors_px.reshape(len(J), -1, 1)
+    diagonal = np.einsum("sii->si", H)
+    diagonal += damping[:, None] * diagonal + ROUNDING * diagonal.max(axis=1, keepdims=True) + TINY
+    return np.asarray(-np.linalg.solve(H, g)[:, :, 0])
+
+
+def _jacobian(now: Seen, K: Array) -> Array:
+    """(S, 6, 2, N): of columns and rows of the pixels by the six numbers of a step."""
+    x, y, z = now.turned.transpose(1, 0, 2)
+    p, q = now.slopes.transpose(1, 0, 2)
+    J = np.zeros((len(x), 6, 2, x.shape[1]))
+    u, v = J[:, :, 0], J[:, :, 1]
+    u[:, 0], u[:, 1], u[:, 2], u[:, 3], u[:, 5] = -p * y, z + p * x, -y, 1.0, -p
+    v[:, 0], v[:, 1], v[:, 2], v[:, 4], v[:, 5] = -q * y - z, q * x, x, 1.0, -q
+    J *= (now.per_depth[:, None] * np.array([[K[0, 0]], [K[1, 1]]]))[:, None]
+    return J
+
+
+def _rotations(rotvecs: Array) -> Array:
+    """Cayley's formula, (S, 3) -> (S, 3, 3): a rotation without a sine, by the given vector to the second order."""
+    h = rotvecs / 2
+    x, y, z = h.T
+    zero = np.zeros_like(x)
+    k = np.stack([zero, -z, y, z, zero, -x, -y, x, zero], axis=1).reshape(-1, 3, 3)
+    return np.asarray(IDENTITY + (2 / (1 + (h * h).sum(axis=1)))[:, None, None] * (k + k @ k))
