@@ -47,7 +47,8 @@ class Texture:
         levels = [np.ascontiguousarray(self.image_rgb_u8)]
         while min(levels[-1].shape[:2]) > 32:
             h, w = levels[-1].shape[:2]
-            levels.append(np.asarray(cv2.resize(levels[-1], (w // 2, h // 2), interpolation=cv2.INTER_AREA), np.uint8))
+            halved = cv2.resize(levels[-1], (w // 2, h // 2), interpolation=cv2.INTER_LINEAR_EXACT)  # equal on all machines
+            levels.append(np.asarray(halved, np.uint8))
         return tuple(levels)
 
     def lookup(self, uv: npt.NDArray[Any], level: int = 0) -> Image:

@@ -225,7 +225,7 @@ class _Floor:
 
         if self._letterbox:
             inner, wh_px = self._letterbox
-            cv2.resize(self._image, wh_px, dst=inner, interpolation=cv2.INTER_LINEAR)
+            cv2.resize(self._image, wh_px, dst=inner, interpolation=cv2.INTER_LINEAR_EXACT)
 
     def _warp(self) -> None:
         import cv2

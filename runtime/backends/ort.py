@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import os
 import sys
 from collections.abc import Iterator, Sequence
@@ -23,6 +24,8 @@ LOG_FATAL_ONLY = 4  # every error is raised as well: nothing is printed behind t
 # graph was off by 20 times what its quantisation costs. It changes nothing on other processors.
 EXACT_INT8 = ("session.x64quantprecision", "1")
 MEMFD_FROM_BYTES = 1 << 20  # below that a second copy of the graph does not matter
+MEMORY_FILE = "posekit-graph"
+MFD_CLOEXEC = 1
 # It quantises float biases that the graph leaves in float; with FP16 scales the results are silently wrong (seen in
 # 1.24 to 1.31: cosine 0.86). Without it every Q/DQ graph gives its own numbers.
 DISABLED_OPTIMIZERS = ["WeightBiasQuantization"]
@@ -146,19 +149,38 @@ def _check_available(onnxruntime: Any, providers: Sequence[str]) -> None:
 
 @contextmanager
 def _loadable(model: bytes | memoryview | Path) -> Iterator[str | bytes]:
-    """What InferenceSession takes. It keeps bytes for its whole life, so on Linux a big graph goes by a memory file."""
+    """What InferenceSession takes. It keeps bytes for its whole life, so a big graph goes by a memory file if it can."""
     if isinstance(model, Path):
         yield str(model)
-    elif len(model) < MEMFD_FROM_BYTES or sys.platform != "linux":
+        return
+    descriptor = _memory_file() if len(model) >= MEMFD_FROM_BYTES else None
+    if descriptor is None:
         yield bytes(model)
     else:
-        descriptor = os.memfd_create("posekit-graph")
         try:
             with open(descriptor, "wb", closefd=False) as file:
                 file.write(model)
             yield f"/proc/self/fd/{descriptor}"
         finally:
             os.close(descriptor)
+
+
+def _memory_file() -> int | None:
+    """Descriptor of a new file in memory, None where the system gives none.
+
+    A Python that was built on an old system lacks the call (manylinux images, conda), while the C library that it runs
+    on may have it.
+    """
+    if sys.platform != "linux":
+        return None
+    try:
+        if hasattr(os, "memfd_create"):
+            return os.memfd_create(MEMORY_FILE)
+    except OSError:  # forbidden, as in some containers
+        return None
+    create = getattr(ctypes.CDLL(None), "memfd_create", None)
+    descriptor = -1 if create is None else int(create(MEMORY_FILE.encode(), MFD_CLOEXEC))
+    return None if descriptor < 0 else descriptor
 
 
 def _spec(argument: Any) -> TensorSpec:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import builtins
+import ctypes
+import os
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, cast
@@ -58,6 +60,29 @@ def test_no_descriptor_stays_open() -> None:
     before = len(list(Path("/proc/self/fd").iterdir()))
     OrtSession(double_graph(padding=ort.MEMFD_FROM_BYTES), threads=1)
     assert len(list(Path("/proc/self/fd").iterdir())) == before
+
+
+@pytest.mark.parametrize("system", ["C library alone", "neither", "forbidden"])
+def test_a_big_graph_loads_whether_or_not_there_are_memory_files(system: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Pythons built on old systems have no os.memfd_create; a system may lack or forbid the call itself."""
+    made: list[int] = []
+    library = ctypes.CDLL(None)
+
+    def memfd_create(name: bytes, flags: int) -> int:
+        made.append(library.memfd_create(name, flags))
+        return made[-1]
+
+    def forbidden(name: str) -> int:
+        raise PermissionError(name)
+
+    monkeypatch.delattr(os, "memfd_create", raising=False)
+    if system == "forbidden":
+        monkeypatch.setattr(os, "memfd_create", forbidden, raising=False)
+    callable_ = {"memfd_create": memfd_create} if system == "C library alone" else {}
+    monkeypatch.setattr(ctypes, "CDLL", lambda name: SimpleNamespace(**callable_))
+    session = OrtSession(double_graph(padding=ort.MEMFD_FROM_BYTES), threads=1)
+    np.testing.assert_array_equal(session.run({"x": np.ones((1, 3), np.float32)})["y"], [[2, 2, 2]])
+    assert len(made) == (system == "C library alone")
 
 
 @pytest.mark.parametrize(
