@@ -162,6 +162,13 @@ class Detector:
     def __init__(self, session: Session, entry: DetectorEntry) -> None:
         self.entry = entry
         self.family = family_named(entry.family)
+        if not self.family.suppress and entry.iou_threshold != self.family.iou_threshold:
+            raise SpecError(
+                "detector iou_threshold",
+                got=entry.iou_threshold,
+                expected=f"{self.family.iou_threshold:g}: nothing is suppressed in the boxes of family {entry.family}",
+                remedy="Leave iou_threshold out of the recipe, and export again.",
+            )
         self._session = session
         self._shapes = self.family.shapes(entry.input_wh_px, len(entry.class_object_ids))
         self._object_ids = np.array(entry.class_object_ids, dtype=np.int64)

@@ -204,6 +204,12 @@ def _cross_check(manifest: Manifest) -> None:
             raise RecordProblem(f"Manifest.paths.{name}", "no matcher or bank", "a matcher and one bank per object id")
         if path.kind == "correspondence" and path.solver is None:
             raise RecordProblem(f"Manifest.paths.{name}", "no solver", "a solver section")
+        if path.kind != "bank" and (path.matcher or path.banks):
+            raise RecordProblem(
+                f"Manifest.paths.{name}", "a matcher or bank", f"none: a {path.kind} has no use for them"
+            )
+        if path.kind != "correspondence" and path.solver:
+            raise RecordProblem(f"Manifest.paths.{name}", "a solver", f"none: a {path.kind} path has no use for it")
         if path.kind == "bank" and "fp32" not in manifest.graphs[path.graph].variants:
             raise RecordProblem(f"Manifest.graphs.{path.graph}.variants", "no fp32", "fp32, which banks are bound to")
 

@@ -329,7 +329,7 @@ TRAM = '[[networks]]\nname = "find"\nsystem = "tram3d"\ncheckpoint = "random"\n'
         (
             (HEAD, TRAM + 'solver = {method = "epnp-ransac", iterations = 1, reprojection_px = 1}\n'),
             RecipeError,
-            "needs no solver",
+            "for a network with a correspondence path",
         ),
         ((HEAD, FIND, DETECTOR.replace("[detector]", "[detector]\nobjects = {cup = 4}")), RecipeError, "cup"),
     ],

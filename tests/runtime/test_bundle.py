@@ -298,3 +298,19 @@ def test_no_descriptor_stays_open(tmp_path: Path) -> None:
             pass
     still_open = [os.readlink(fd) for fd in Path("/proc/self/fd").iterdir() if fd.is_symlink()]
     assert str(path) not in still_open
+
+
+@pytest.mark.parametrize(
+    "stale",
+    [
+        {"solver": {"method": "p3p-ransac", "iterations": 9, "reprojection_px": 2}},
+        {"matcher": "pose"},
+        {"banks": {"1": "models/1.safetensors"}},
+    ],
+)
+def test_what_a_path_of_that_kind_never_reads_is_refused(stale: dict[str, Any], tmp_path: Path) -> None:
+    path = {"kind": "regressor", "graph": "pose", "crop": {"rule": "square", "size_px": 8}, "object_ids": [1]}
+    file = tmp_path / "toy.posekit"
+    file.write_bytes(bundle_of(CONTENT, paths={"main": path | stale}))
+    with pytest.raises(BundleError, match="regressor"):
+        Bundle(file)
