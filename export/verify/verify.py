@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 from posekit.export.lint.lint_file import model_from_bytes
 from posekit.export.steps import Keeping
@@ -26,14 +26,15 @@ from posekit.runtime.manifest import Precision
 
 AnyReference = PoseReference | BoxReference
 ASKED_SAMPLES = 4
+UNBOUND = "no backend at hand takes it of its own accord, and ONNX Runtime was not asked: leave --backend out"
 
 
 @dataclass(frozen=True)
 class Verdict:
     """One variant of one path on one backend. trained: judged by poses; else, with random weights, by numbers.
 
-    binding: the backend takes this variant of its own accord; one that prefers fp32 runs others on request only, in an
-    arithmetic that no device has, and its figures bind nobody.  causes: of a missed gate, sentences.
+    binding: the backend takes this variant of its own accord; one that prefers fp32 runs others on request only, and its
+    figures bind nobody where another is at hand.  causes: of a missed gate, sentences.
     """
 
     path: str
@@ -56,27 +57,47 @@ class Verdict:
 
 
 @dataclass(frozen=True)
+class Unjudged:
+    """A path or the detector, or one of its variants, of which nothing can be said, and why. precision: None for all."""
+
+    path: str
+    precision: Precision | None
+    why: str
+
+
+@dataclass(frozen=True)
 class Verification:
     """floors: path -> the reference against itself under noise, per draw.  skipped: backends that do not run here, and why.
 
-    unjudged: paths, or the detector, of which the recording shows nothing, and what it lacks.
+    unjudged: what has no verdict that binds, which makes the whole undecided.
     """
 
     n_samples: int
     floors: dict[str, tuple[AnyFigures, ...]]
     verdicts: tuple[Verdict, ...]
     skipped: tuple[str, ...]
-    unjudged: dict[str, str] = field(default_factory=dict)
+    unjudged: tuple[Unjudged, ...] = ()
 
     @property
     def outcome(self) -> Outcome:
         """Of everything that binds: missed or undecided as soon as one verdict is."""
-        found = {verdict.outcome for verdict in self.verdicts if verdict.binding} | (
-            {"undecided"} if self.unjudged else set()
-        )
-        return next(
-            (outcome for outcome in ("missed", "undecided") if outcome in found), "held" if found else "undecided"
-        )
+        found = {verdict.outcome for verdict in self.verdicts if verdict.binding}
+        if "missed" in found:
+            return "missed"
+        return "undecided" if "undecided" in found or self.unjudged or not found else "held"
+
+    def undecided(self) -> dict[tuple[str, Precision], str]:
+        """Path (or the detector) and precision of every variant beside fp32 whose verdict is open -> why, a sentence."""
+        found = {
+            (
+                verdict.path,
+                verdict.precision,
+            ): f"undecided: {'; '.join(f'{g.gate}: {g.why}' for g in verdict.gates if g.why)}"
+            for verdict in self.verdicts
+            if verdict.binding and verdict.outcome == "undecided"
+        }
+        found |= {(each.path, each.precision): f"undecided: {each.why}" for each in self.unjudged if each.precision}
+        return {key: why for key, why in found.items() if key[1] != REFERENCE_PRECISION}
 
     @property
     def passed(self) -> bool:
@@ -121,17 +142,18 @@ def verify_bundle(
     """
     wanted, skipped = _runnable(bundle, backends)
     floors: dict[str, tuple[AnyFigures, ...]] = {}
-    unjudged: dict[str, str] = {}
+    unjudged: list[Unjudged] = []
     verdicts: list[Verdict] = []
     for name in [*bundle.manifest.paths, *([DETECTOR] if bundle.manifest.detector else [])]:
         try:
             reference = _reference(bundle, name, samples, progress, steps)
         except CalibrationError as error:
-            unjudged[name] = str(error)
+            unjudged.append(Unjudged(name, None, str(error)))
             continue
         floors[name] = reference.floors
         verdicts += _verdicts(reference, wanted, gates)
-    return Verification(len(samples), floors, tuple(verdicts), tuple(skipped), unjudged)
+        unjudged += [Unjudged(name, precision, UNBOUND) for precision in _unbound(reference, wanted)]
+    return Verification(len(samples), floors, tuple(verdicts), tuple(skipped), tuple(unjudged))
 
 
 def _reference(
@@ -146,25 +168,28 @@ def _reference(
 def _verdicts(reference: AnyReference, backends: Sequence[str], gates: Gates) -> Iterator[Verdict]:
     """The reference's own first: what it is held against is its recording and, where that has one, the truth."""
     checked: dict[Precision, _Checked] = {}  # a file is the same on every backend
-    for backend, precision in ((REFERENCE_BACKEND, REFERENCE_PRECISION), *_variants(reference, backends)):
+    variants = _variants(reference, backends)
+    anyway: set[str] = set()  # gates that fp32 itself misses: no file is to blame for these
+    for backend, precision in ((REFERENCE_BACKEND, REFERENCE_PRECISION), *variants):
         itself = (backend, precision) == (REFERENCE_BACKEND, REFERENCE_PRECISION)
         found = _compared(reference, backend, precision, itself)
         if precision not in checked:
             checked[precision] = _checked(reference, precision)
         results = judged(found.figures, reference.floors, gates, reference.trained, itself)
         results += checked[precision].results(gates)
-        missed = outcome_of(results) == "missed"
+        missed = {result.gate for result in results if result.verdict == "missed"}
         yield Verdict(
             path=reference.name,
             precision=precision,
             backend=backend,
             ran_on=found.ran_on,
             trained=reference.trained,
-            binding=_takes(backend, precision),
+            binding=itself or _binds(backend, precision, variants),
             figures=found.figures,
             gates=results,
-            causes=_causes(reference, precision, checked[precision]) if missed else (),
+            causes=_causes(reference, precision, checked[precision]) if missed - anyway else (),
         )
+        anyway |= missed if itself else set()
 
 
 def _causes(reference: AnyReference, precision: Precision, checked: _Checked) -> tuple[str, ...]:
@@ -213,13 +238,27 @@ def _compared(reference: AnyReference, backend: str, precision: Precision, itsel
             reference.progress(stage, done, total)
 
         if itself:
-            found = reference.itself()
+            found = reference.itself(batches=True)
         else:
             found = reference.compared(reference.opener(backend, precision), advance, batches=True)
         return _Compared(found.figures, found.ran_on)
 
     inputs = {"reference": reference.key, "file": manifest.files[member].sha256}
     return reference.steps.result(_Compared, stage, inputs, run)
+
+
+def _binds(backend: str, precision: Precision, variants: Sequence[tuple[str, Precision]]) -> bool:
+    """Whether this backend decides on a precision: it takes that of its own accord. Where none here does, ONNX Runtime."""
+    taken = {name for name, each in variants if each == precision and _takes(name, precision)}
+    return backend in (taken or {REFERENCE_BACKEND})
+
+
+def _unbound(reference: AnyReference, backends: Sequence[str]) -> list[Precision]:
+    """Variants on which no backend decides."""
+    variants = _variants(reference, backends)
+    bound = {precision for backend, precision in variants if _binds(backend, precision, variants)}
+    listed = reference.bundle.manifest.graphs[reference.graph].variants
+    return [precision for precision in listed if precision not in bound and precision != REFERENCE_PRECISION]
 
 
 def _takes(backend: str, precision: Precision) -> bool:
