@@ -33,6 +33,8 @@ MIN_LEVELS = 16  # of 256: photographs use nearly all, a picture divided by 255 
 # keep 0.51 of their variance and more in a thumbnail. Noise images cut the same way reach one of both, never both.
 MIN_NEIGHBOUR_CORRELATION = 0.65
 MIN_COARSE_VARIANCE = 0.3
+# Those real crops have a brightest hundredth at grey level 199 and more, 152 and more above the darkest one.
+MIN_BRIGHT, MAX_DARK, MIN_CONTRAST = 64.0, 192.0, 32.0  # grey levels
 MAX_ODD_SHARE = 0.1  # crops of that kind may occur, but not make the ranges
 IN_PLANE_BINS = 12  # of 30 degrees
 
@@ -192,6 +194,14 @@ def _neighbour_correlation(grey: Array) -> float:
         scale = float(np.sqrt((a * a).mean() * (b * b).mean()))
         found.append(float((a * b).mean()) / scale if scale else 1.0)
     return min(found)
+
+
+def is_exposed(picture: Image) -> bool:
+    """Whether the brightest and the darkest hundredth of a picture's values are where a camera's exposure puts them: not a
+    picture that is nearly black, nearly white, or nearly grey.
+    """
+    dark, bright = np.percentile(picture, (1, 99))
+    return bool(bright >= MIN_BRIGHT and dark <= MAX_DARK and bright - dark >= MIN_CONTRAST)
 
 
 def _distinct(thumbnails: list[Array]) -> int:

@@ -271,24 +271,36 @@ def show_verification_json(found: Verification) -> None:
 
 
 def show_verification(found: Verification, request: VerifyRequest) -> None:
-    """The table of variants, every missed gate in a sentence, and the reports."""
+    """The table of variants, every gate that is not held in a sentence, the reports, and what to do next."""
     _show_verdicts(found)
-    if request.reports:
-        _line(f"wrote [bold]{request.reports}[/]")
-    tips = [] if request.reports else [f"posekit verify {request.bundle} {request.source} -o report    keep the report"]
-    _next([*tips, f"posekit run {request.bundle} {request.source} --precision int8    poses of one variant"])
+    for path in request.written:
+        _line(f"wrote [bold]{path}[/]")
+    _next(_after_verification(found, request))
+
+
+def _after_verification(found: Verification, request: VerifyRequest) -> list[str]:
+    again = f"posekit verify {request.bundle}"
+    steps = {
+        "missed": f"posekit lint {request.bundle}    what targets refuse in the files",
+        "undecided": f"{again} MORE_FRAMES    what the undecided gates need stands above",
+        "held": f"posekit bench {request.bundle} {request.source}    what the variants give in time",
+    }
+    return [
+        *([] if request.reports else [f"{again} {request.source} -o report    keep the report"]),
+        steps[found.outcome],
+    ]
 
 
 def _show_verdicts(found: Verification) -> None:
-    from posekit.export.verify.report import BOX_COLUMNS, COLUMNS, box_rows, missed_gates, reading, table_rows
+    from posekit.export.verify.report import WORDS, box_table, pose_table, reading, sentences
 
-    _table("variants against fp32", COLUMNS, table_rows(found))
-    _table("the detector against fp32", BOX_COLUMNS, box_rows(found))
-    for sentence in missed_gates(found):
-        _line(f"[red]missed[/] {sentence}")
-    for sentence in found.skipped:
-        _line(f"not run: {sentence}")
+    _table("variants against fp32", *pose_table(found))
+    _table("the detector against fp32", *box_table(found))
+    colours = {"missed": "[red]missed[/]", "undecided": "[yellow]undecided[/]"}
+    for word, sentence in sentences(found):
+        _line(f"{colours.get(word, word)}: {sentence}")
     _line(reading(found))
+    _line(f"verdict: [bold]{WORDS[found.outcome]}[/]")
 
 
 def show_bundle(manifest: Manifest, where: str) -> None:

@@ -103,7 +103,7 @@ def never_integer(model: ModelProto) -> tuple[str, ...]:
 def _verdict(search: Search, blocks: int, others: Sequence[Measured]) -> str:
     """One sentence: what is quantised, and whether it pays on this machine."""
     if search.chosen is None:
-        missed = [gate.gate for gate in search.tried[-1].measured.gates if not gate.passed]
+        missed = [gate.gate for gate in search.tried[-1].measured.gates if gate.verdict == "missed"]
         return f"INT8 is not worth it here: no mix of blocks keeps {' and '.join(missed)} within its gate."
     best = min(others, key=lambda measured: measured.latency_ms)
     chosen = search.chosen.measured

@@ -5,10 +5,13 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
+from posekit.export.lint.lint_file import model_from_bytes
 from posekit.export.steps import Keeping
-from posekit.export.verify.causes import causes_of
-from posekit.export.verify.gates import AnyFigures, GateResult, Gates, judged
+from posekit.export.verify.causes import causes_of, lint_sentences
+from posekit.export.verify.gates import AnyFigures, GateResult, Gates, Outcome, file_result, judged, outcome_of
+from posekit.export.verify.half_arithmetic import HalfArithmetic, half_arithmetic, has_halves
 from posekit.export.verify.reference import (
+    DETECTOR,
     REFERENCE_BACKEND,
     REFERENCE_PRECISION,
     BoxReference,
@@ -23,14 +26,15 @@ from posekit.runtime.manifest import Precision
 
 AnyReference = PoseReference | BoxReference
 ASKED_SAMPLES = 4
+UNBOUND = "no backend at hand takes it of its own accord, and ONNX Runtime was not asked: leave --backend out"
 
 
 @dataclass(frozen=True)
 class Verdict:
     """One variant of one path on one backend. trained: judged by poses; else, with random weights, by numbers.
 
-    binding: the backend takes this variant of its own accord; one that prefers fp32 runs others on request only, in an
-    arithmetic that no device has, and its figures bind nobody.  causes: of a missed gate, sentences.
+    binding: the backend takes this variant of its own accord; one that prefers fp32 runs others on request only, and its
+    figures bind nobody where another is at hand.  causes: of a missed gate, sentences.
     """
 
     path: str
@@ -44,22 +48,75 @@ class Verdict:
     causes: tuple[str, ...] = ()
 
     @property
+    def outcome(self) -> Outcome:
+        return outcome_of(self.gates)
+
+    @property
     def passed(self) -> bool:
-        return all(gate.passed for gate in self.gates)
+        return self.outcome == "held"
+
+
+@dataclass(frozen=True)
+class Unjudged:
+    """A path or the detector, or one of its variants, of which nothing can be said, and why. precision: None for all."""
+
+    path: str
+    precision: Precision | None
+    why: str
 
 
 @dataclass(frozen=True)
 class Verification:
-    """floors: path -> the reference against itself under noise, per draw.  skipped: what was not run, and why."""
+    """floors: path -> the reference against itself under noise, per draw.  skipped: backends that do not run here, and why.
+
+    unjudged: what has no verdict that binds, which makes the whole undecided.
+    """
 
     n_samples: int
     floors: dict[str, tuple[AnyFigures, ...]]
     verdicts: tuple[Verdict, ...]
     skipped: tuple[str, ...]
+    unjudged: tuple[Unjudged, ...] = ()
+
+    @property
+    def outcome(self) -> Outcome:
+        """Of everything that binds: missed or undecided as soon as one verdict is."""
+        found = {verdict.outcome for verdict in self.verdicts if verdict.binding}
+        if "missed" in found:
+            return "missed"
+        return "undecided" if "undecided" in found or self.unjudged or not found else "held"
+
+    def undecided(self) -> dict[tuple[str, Precision], str]:
+        """Path (or the detector) and precision of every variant beside fp32 whose verdict is open -> why, a sentence."""
+        found = {
+            (
+                verdict.path,
+                verdict.precision,
+            ): f"undecided: {'; '.join(f'{g.gate}: {g.why}' for g in verdict.gates if g.why)}"
+            for verdict in self.verdicts
+            if verdict.binding and verdict.outcome == "undecided"
+        }
+        found |= {(each.path, each.precision): f"undecided: {each.why}" for each in self.unjudged if each.precision}
+        return {key: why for key, why in found.items() if key[1] != REFERENCE_PRECISION}
 
     @property
     def passed(self) -> bool:
-        return all(verdict.passed for verdict in self.verdicts if verdict.binding)
+        return self.outcome == "held"
+
+
+@dataclass(frozen=True)
+class _Checked:
+    """What a file says of itself, whoever runs it. lint: sentences on errors.  half: where anything in it is float16."""
+
+    nodes: int
+    lint: tuple[str, ...]
+    half: HalfArithmetic | None
+
+    def results(self, gates: Gates) -> tuple[GateResult, ...]:
+        found = [file_result("lint_errors", len(self.lint), gates.lint_errors, self.nodes, "nodes")]
+        if self.half:
+            found.append(file_result("half_output", self.half.worst, gates.half_output, self.half.crops, "pictures"))
+        return tuple(result for result in found if result)
 
 
 @dataclass(frozen=True)
@@ -80,49 +137,84 @@ def verify_bundle(
 ) -> Verification:
     """Compare every variant with fp32 on ONNX Runtime, path by path, and of the detector. backends: those that can run here if None.
 
-    steps: remembers figures; without it everything runs. Raises CalibrationError for a path with too few samples, and
-    what running a path raises.
+    steps: remembers figures; without it everything runs. A path of which the samples show nothing is undecided. Raises what
+    running a path raises.
     """
     wanted, skipped = _runnable(bundle, backends)
-    references: list[AnyReference] = [
-        PoseReference.of(bundle, path, samples, progress, steps) for path in bundle.manifest.paths
-    ]
-    if bundle.manifest.detector:
-        try:
-            references.append(BoxReference.of(bundle, samples, progress, steps))
-        except CalibrationError as error:  # crops there are enough, frames not; export asks for both beforehand
-            skipped.append(str(error))
     floors: dict[str, tuple[AnyFigures, ...]] = {}
+    unjudged: list[Unjudged] = []
     verdicts: list[Verdict] = []
-    for reference in references:
-        floors[reference.name] = reference.floors
+    for name in [*bundle.manifest.paths, *([DETECTOR] if bundle.manifest.detector else [])]:
+        try:
+            reference = _reference(bundle, name, samples, progress, steps)
+        except CalibrationError as error:
+            unjudged.append(Unjudged(name, None, str(error)))
+            continue
+        floors[name] = reference.floors
         verdicts += _verdicts(reference, wanted, gates)
-    return Verification(len(samples), floors, tuple(verdicts), tuple(skipped))
+        unjudged += [Unjudged(name, precision, UNBOUND) for precision in _unbound(reference, wanted)]
+    return Verification(len(samples), floors, tuple(verdicts), tuple(skipped), tuple(unjudged))
+
+
+def _reference(
+    bundle: Bundle, name: str, samples: Sequence[Sample], progress: Progress, steps: Keeping | None
+) -> AnyReference:
+    """CalibrationError where no sample is of it."""
+    if name == DETECTOR:
+        return BoxReference.of(bundle, samples, progress, steps)
+    return PoseReference.of(bundle, name, samples, progress, steps)
 
 
 def _verdicts(reference: AnyReference, backends: Sequence[str], gates: Gates) -> Iterator[Verdict]:
-    for backend, precision in _variants(reference, backends):
-        found = _compared(reference, backend, precision)
-        results = judged(found.figures, reference.floors, gates, reference.trained)
-        missed = not all(gate.passed for gate in results)
+    """The reference's own first: what it is held against is its recording and, where that has one, the truth."""
+    checked: dict[Precision, _Checked] = {}  # a file is the same on every backend
+    variants = _variants(reference, backends)
+    anyway: set[str] = set()  # gates that fp32 itself misses: no file is to blame for these
+    for backend, precision in ((REFERENCE_BACKEND, REFERENCE_PRECISION), *variants):
+        itself = (backend, precision) == (REFERENCE_BACKEND, REFERENCE_PRECISION)
+        found = _compared(reference, backend, precision, itself)
+        if precision not in checked:
+            checked[precision] = _checked(reference, precision)
+        results = judged(found.figures, reference.floors, gates, reference.trained, itself)
+        results += checked[precision].results(gates)
+        missed = {result.gate for result in results if result.verdict == "missed"}
         yield Verdict(
             path=reference.name,
             precision=precision,
             backend=backend,
             ran_on=found.ran_on,
             trained=reference.trained,
-            binding=_takes(backend, precision),
+            binding=itself or _binds(backend, precision, variants),
             figures=found.figures,
             gates=results,
-            causes=_causes(reference, precision) if missed else (),
+            causes=_causes(reference, precision, checked[precision]) if missed - anyway else (),
         )
+        anyway |= missed if itself else set()
 
 
-def _causes(reference: AnyReference, precision: Precision) -> tuple[str, ...]:
+def _causes(reference: AnyReference, precision: Precision, checked: _Checked) -> tuple[str, ...]:
     """Asked of a few samples: what is broken is broken on each."""
+    told = checked.lint + ((f"true float16: {checked.half.first}",) if checked.half and checked.half.first else ())
     if precision == REFERENCE_PRECISION:
-        return ()
-    return causes_of(reference.bundle, reference.graph, precision, reference.feeds(ASKED_SAMPLES))
+        return told
+    return (*told, *causes_of(reference.bundle, reference.graph, precision, reference.feeds(ASKED_SAMPLES)))
+
+
+def _checked(reference: AnyReference, precision: Precision) -> _Checked:
+    """What no backend shows: what lint says of the file, and what float16 does to it where it has any."""
+    manifest = reference.bundle.manifest
+    member = manifest.graphs[reference.graph].variants[precision]
+
+    def checked() -> _Checked:
+        reference.progress(stage, 0, 1)
+        model = model_from_bytes(bytes(reference.bundle.read(member)), member)
+        half = half_arithmetic(model, reference.feeds(ASKED_SAMPLES)) if has_halves(model) else None
+        reference.progress(stage, 1, 1)
+        return _Checked(len(model.graph.node), lint_sentences(model), half)
+
+    stage = f"lint and float16 of {reference.name} {precision}"
+    inputs = {"reference": reference.key, "file": manifest.files[member].sha256}
+    return reference.steps.result(_Checked, stage, inputs, checked)
 
 
 def _variants(reference: AnyReference, backends: Sequence[str]) -> list[tuple[str, Precision]]:
@@ -136,18 +228,37 @@ def _variants(reference: AnyReference, backends: Sequence[str]) -> list[tuple[st
     ]
 
 
-def _compared(reference: AnyReference, backend: str, precision: Precision) -> _Compared:
+def _compared(reference: AnyReference, backend: str, precision: Precision, itself: bool) -> _Compared:
     manifest = reference.bundle.manifest
     stage = f"verify {reference.name} {precision} on {backend}"
     member = manifest.graphs[reference.graph].variants[precision]
 
     def run() -> _Compared:
-        opener = reference.opener(backend, precision)
-        found = reference.compared(opener, lambda done, total: reference.progress(stage, done, total))
+        def advance(done: int, total: int) -> None:
+            reference.progress(stage, done, total)
+
+        if itself:
+            found = reference.itself(batches=True)
+        else:
+            found = reference.compared(reference.opener(backend, precision), advance, batches=True)
         return _Compared(found.figures, found.ran_on)
 
     inputs = {"reference": reference.key, "file": manifest.files[member].sha256}
     return reference.steps.result(_Compared, stage, inputs, run)
+
+
+def _binds(backend: str, precision: Precision, variants: Sequence[tuple[str, Precision]]) -> bool:
+    """Whether this backend decides on a precision: it takes that of its own accord. Where none here does, ONNX Runtime."""
+    taken = {name for name, each in variants if each == precision and _takes(name, precision)}
+    return backend in (taken or {REFERENCE_BACKEND})
+
+
+def _unbound(reference: AnyReference, backends: Sequence[str]) -> list[Precision]:
+    """Variants on which no backend decides."""
+    variants = _variants(reference, backends)
+    bound = {precision for backend, precision in variants if _binds(backend, precision, variants)}
+    listed = reference.bundle.manifest.graphs[reference.graph].variants
+    return [precision for precision in listed if precision not in bound and precision != REFERENCE_PRECISION]
 
 
 def _takes(backend: str, precision: Precision) -> bool:
