@@ -294,6 +294,8 @@ def _show_verdicts(found: Verification) -> None:
 
 def show_bundle(manifest: Manifest, where: str) -> None:
     """Objects, graphs, paths, members and provenance of a bundle."""
+    from rich.markup import escape
+
     size = sum(member.size for member in manifest.files.values())
     _line(
         f"[bold]{manifest.name}[/], system {manifest.system}, {size / BYTES_PER_MB:.1f} MB in {len(manifest.files)} members, all verified"
@@ -301,10 +303,19 @@ def show_bundle(manifest: Manifest, where: str) -> None:
     objects = [(str(o.id), o.name, f"{o.diameter_m * 1000:.1f}", _symmetry(o)) for o in manifest.objects]
     _table("objects", ("id", "name", "diameter mm", "symmetry"), objects)
     graphs = [
-        (name, g.role, " ".join(g.variants), "\n".join(map(str, g.inputs)), "\n".join(map(str, g.outputs)))
+        (
+            name,
+            g.role,
+            " ".join(p + " (held back)" * (p in g.held_back) for p in g.variants),
+            "\n".join(map(str, g.inputs)),
+            "\n".join(map(str, g.outputs)),
+        )
         for name, g in manifest.graphs.items()
     ]
     _table("graphs", ("name", "role", "precisions", "inputs", "outputs"), graphs)
+    for name, entry in manifest.graphs.items():
+        for precision, why in entry.held_back.items():
+            _line(escape(f"{name} {precision} is held back, it runs only when asked for: {why}"))
     paths = [
         (name + " (default)" * (name == manifest.default_path), p.kind, p.graph, " ".join(map(str, p.object_ids)),
          f"{p.crop.rule} {p.crop.size_px} px")
