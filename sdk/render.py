@@ -139,6 +139,8 @@ def export_summary(report: ExportReport) -> dict[str, Any]:
         "graphs": {name: plain_from(graph.parity) for name, graph in report.graphs.items()},
         "banks": {name: {"views": bank.views, "size_bytes": bank.size} for name, bank in report.banks.items()},
         "int8": {entry.graph: entry.int8.verdict for entry in report.variants if entry.int8},
+        "refused": {entry.graph: entry.refused for entry in report.variants if entry.refused},
+        "held_back": {entry.graph: entry.held_back for entry in report.variants if entry.held_back},
         "verification": plain_from(report.verification),
         "engines": [plain_from(engine) | {"path": str(engine.path)} for engine in report.engines],
     }
@@ -183,6 +185,8 @@ def _show_precision(report: ExportReport) -> None:
     """What every variant costs and gives, and the sentence on INT8 for each graph."""
     if report.verification is None:
         return
+    from rich.markup import escape
+
     from posekit.export.precision.pareto import COLUMNS, pareto_points, table_rows
 
     _table(
@@ -190,9 +194,8 @@ def _show_precision(report: ExportReport) -> None:
         COLUMNS,
         table_rows(pareto_points(report.variants)),
     )
-    for entry in report.variants:
-        if entry.int8:
-            _line(f"{entry.graph}: {entry.int8.verdict}")
+    for sentence in (sentence for entry in report.variants for sentence in entry.sentences):
+        _line(escape(sentence))
     _show_verdicts(report.verification)
 
 
