@@ -173,10 +173,11 @@ def _add_variants(draft: _Draft, out: Path) -> tuple[tuple[GraphVariants, ...], 
     plain = pack_bundle(folder / "fp32.posekit", _manifest(draft), draft.members).path
     with Bundle(plain) as bundle:
         made = make_variants(bundle, inputs, folder, progress, draft.steps)
-    for name, files in made.files.items():
+    for report in made.graphs:
+        name, files, entry = report.graph, made.files[report.graph], draft.graphs[report.graph]
         members = {precision: f"graphs/{name}.{precision}.onnx" for precision in files}
         draft.members |= {members[precision]: file for precision, file in files.items()}
-        draft.graphs[name] = replace(draft.graphs[name], variants=draft.graphs[name].variants | members)
+        draft.graphs[name] = replace(entry, variants=entry.variants | members, held_back=report.held_back)
     mixed = pack_bundle(folder / "variants.posekit", _manifest(draft), draft.members).path
     with Bundle(mixed) as bundle:
         verification = verify_bundle(bundle, inputs.samples, recipe.gates, progress, steps=draft.steps)
@@ -206,7 +207,7 @@ Reports = dict[str, tuple[str, bytes]]  # name -> file name, content
 def _precision_reports(title: str, graphs: Sequence[GraphVariants], verification: Verification) -> Reports:
     """Times of this machine are in them: made anew they differ from run to run. Where it keeps its cache is not."""
     points = pareto_points(graphs)
-    verdicts = "".join(f"- {g.graph}: {g.int8.verdict}\n" for g in graphs if g.int8)
+    verdicts = "".join(f"- {sentence}\n" for g in graphs for sentence in g.sentences)
     told = [replace(g, int8=replace(g.int8, calibration=None)) if g.int8 else g for g in graphs]
     plain = json.dumps(plain_from(told), indent=1, sort_keys=True) + "\n"
     return {

@@ -37,6 +37,7 @@ class GraphEntry:
 
     crops_per_pass: fewest, usual and most, which engines are built for; left out: DEFAULT_CROPS_PER_PASS.
     views: most of a bank that a matcher searches, which its engines are built for; left out: DEFAULT_VIEWS.
+    held_back: precision -> one sentence why no backend takes that variant of its own accord; it runs when asked for.
     """
 
     role: Role
@@ -45,6 +46,7 @@ class GraphEntry:
     outputs: tuple[TensorSpec, ...]
     crops_per_pass: tuple[int, int, int] | None = None
     views: int | None = None
+    held_back: dict[Precision, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -219,6 +221,9 @@ def _check_values(manifest: Manifest, ids: set[int]) -> None:
     for name, graph in manifest.graphs.items():
         if not graph.variants:
             raise RecordProblem(f"Manifest.graphs.{name}.variants", "none", f"one of {', '.join(get_args(Precision))}")
+        if not set(graph.held_back) < set(graph.variants) or not all(map(str.strip, graph.held_back.values())):
+            where = f"Manifest.graphs.{name}.held_back"
+            raise RecordProblem(where, graph.held_back, "a sentence for some of the variants, not for all")
         least, usual, most = graph.crops_per_pass or DEFAULT_CROPS_PER_PASS
         if not 1 == least <= usual <= most:
             where = f"Manifest.graphs.{name}.crops_per_pass"

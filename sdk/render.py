@@ -139,6 +139,8 @@ def export_summary(report: ExportReport) -> dict[str, Any]:
         "graphs": {name: plain_from(graph.parity) for name, graph in report.graphs.items()},
         "banks": {name: {"views": bank.views, "size_bytes": bank.size} for name, bank in report.banks.items()},
         "int8": {entry.graph: entry.int8.verdict for entry in report.variants if entry.int8},
+        "refused": {entry.graph: entry.refused for entry in report.variants if entry.refused},
+        "held_back": {entry.graph: entry.held_back for entry in report.variants if entry.held_back},
         "verification": plain_from(report.verification),
         "engines": [plain_from(engine) | {"path": str(engine.path)} for engine in report.engines],
     }
@@ -183,6 +185,8 @@ def _show_precision(report: ExportReport) -> None:
     """What every variant costs and gives, and the sentence on INT8 for each graph."""
     if report.verification is None:
         return
+    from rich.markup import escape
+
     from posekit.export.precision.pareto import COLUMNS, pareto_points, table_rows
 
     _table(
@@ -190,9 +194,8 @@ def _show_precision(report: ExportReport) -> None:
         COLUMNS,
         table_rows(pareto_points(report.variants)),
     )
-    for entry in report.variants:
-        if entry.int8:
-            _line(f"{entry.graph}: {entry.int8.verdict}")
+    for sentence in (sentence for entry in report.variants for sentence in entry.sentences):
+        _line(escape(sentence))
     _show_verdicts(report.verification)
 
 
@@ -305,6 +308,8 @@ def _show_verdicts(found: Verification) -> None:
 
 def show_bundle(manifest: Manifest, where: str) -> None:
     """Objects, graphs, paths, members and provenance of a bundle."""
+    from rich.markup import escape
+
     size = sum(member.size for member in manifest.files.values())
     _line(
         f"[bold]{manifest.name}[/], system {manifest.system}, {size / BYTES_PER_MB:.1f} MB in {len(manifest.files)} members, all verified"
@@ -312,10 +317,19 @@ def show_bundle(manifest: Manifest, where: str) -> None:
     objects = [(str(o.id), o.name, f"{o.diameter_m * 1000:.1f}", _symmetry(o)) for o in manifest.objects]
     _table("objects", ("id", "name", "diameter mm", "symmetry"), objects)
     graphs = [
-        (name, g.role, " ".join(g.variants), "\n".join(map(str, g.inputs)), "\n".join(map(str, g.outputs)))
+        (
+            name,
+            g.role,
+            " ".join(p + " (held back)" * (p in g.held_back) for p in g.variants),
+            "\n".join(map(str, g.inputs)),
+            "\n".join(map(str, g.outputs)),
+        )
         for name, g in manifest.graphs.items()
     ]
     _table("graphs", ("name", "role", "precisions", "inputs", "outputs"), graphs)
+    for name, entry in manifest.graphs.items():
+        for precision, why in entry.held_back.items():
+            _line(escape(f"{name} {precision} is held back, it runs only when asked for: {why}"))
     paths = [
         (name + " (default)" * (name == manifest.default_path), p.kind, p.graph, " ".join(map(str, p.object_ids)),
          f"{p.crop.rule} {p.crop.size_px} px")

@@ -8,7 +8,8 @@ detector        forward(x (1, 3, H, W)) -> boxes (1, K, 4) x0 y0 x1 y1 in input 
 The keywords are the recipe's `feeds`, names of posekit.runtime.crop_batch.FEEDS.
 
 `trunk`, in each function below: submodules of the network, by name, that may run in lower precision
-(posekit.export.precision.trunk); where none is stated they are found, and the source's `trunk` says which.
+(posekit.export.precision.trunk); where none is stated they are found, and the source's `trunk` says which. Exceptions
+alone ("-head") are taken from what is found.
 """
 
 from __future__ import annotations
@@ -117,12 +118,22 @@ def detector_graph(
 
 
 def _with_trunk(source: GraphSource, stated: Sequence[str]) -> GraphSource:
-    """Stated names are the network's own; those of the source begin where the wrapper has it."""
-    if not stated:
-        return replace(source, trunk=found_trunk(source, NETWORK))
-    names = (f"{EXCEPT * n.startswith(EXCEPT)}{NETWORK}.{n.removeprefix(EXCEPT)}" for n in stated)
-    named = replace(source, trunk=tuple(names))
-    read_trunk(named)
+    """Names are the network's own, or as reports have them, from the wrapper on: "backbone" or "network.backbone".
+
+    Exceptions alone are of the trunk that is found.
+    """
+    own = dict(source.module.get_submodule(NETWORK).named_modules(remove_duplicate=False))
+
+    def from_the_wrapper(name: str) -> str:
+        bare = name.removeprefix(EXCEPT)
+        whole = bare if bare not in own and f"{bare}.".startswith(f"{NETWORK}.") else f"{NETWORK}.{bare}"
+        return f"{EXCEPT * name.startswith(EXCEPT)}{whole}"
+
+    names = tuple(map(from_the_wrapper, stated))
+    found = found_trunk(source, NETWORK) if all(name.startswith(EXCEPT) for name in names) else ()
+    named = replace(source, trunk=(*found, *names))
+    if names:
+        read_trunk(named)
     return named
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 
@@ -120,7 +120,8 @@ def session_and_choice(
 ) -> tuple[Session, BackendChoice]:
     """Like `open_session`. "auto" takes the first backend that opens the graph; a named one is opened or refused.
 
-    precision: this variant or none; by default the one that the backend prefers among those in the bundle.
+    precision: this variant or none; by default the one that the backend prefers among those in the bundle that are not
+    held back.
     """
     if backend != AUTO and backend not in BACKENDS:
         raise _refused(f"backend {backend!r}", "unknown", f"{AUTO} or one of {', '.join(BACKENDS)}")
@@ -131,11 +132,11 @@ def session_and_choice(
     reasons: list[str] = []
     for name, precisions in turns:
         row, why_not = BACKENDS[name], BACKENDS[name].missing()
-        present = [p for p in precisions if p in graph.variants and precision in (None, p)]
+        present = variants_offered(graph, precisions, precision)
         variant = next(filter(row.runs, present), None)
         if why_not is None and variant is None:
             unfit = (row.unfit(p) for p in present)
-            why_not = next(unfit, None) or _no_variant(precisions, precision, graph.variants)
+            why_not = next(unfit, None) or _no_variant(precisions, precision, graph)
         if why_not is not None or variant is None:
             reasons.append(f"{name}: {why_not}.")
             continue
@@ -147,14 +148,32 @@ def session_and_choice(
                 raise
             reasons.append(f"{name}: {error}")
         else:
-            reasons.append(f"{name}: opened {member} on {session.backend}.")
+            passed_over = "" if precision else passed_over_for(graph, precisions, variant)
+            reasons.append(f"{name}: opened {member} on {session.backend}.{passed_over}")
             return session, BackendChoice(name, variant, member, tuple(reasons))
     raise _refused(f"graph {graph_name!r}", " ".join(reasons), "a backend that runs it")
 
 
-def _no_variant(tried: Iterable[Precision], asked: Precision | None, present: Iterable[Precision]) -> str:
+def variants_offered(
+    graph: GraphEntry, precisions: Sequence[Precision], asked: Precision | None = None
+) -> tuple[Precision, ...]:
+    """In this order the variant that is asked for, or all that are not held back."""
+    return tuple(p for p in precisions if p in graph.variants and (p == asked if asked else p not in graph.held_back))
+
+
+def passed_over_for(graph: GraphEntry, precisions: Sequence[Precision], taken: Precision | None) -> str:
+    """Why the variants that this order names before `taken` were not taken: a sentence each, " int8 is held back: ..."."""
+    earlier = precisions[: precisions.index(taken)] if taken else precisions
+    told = [f" {p} is held back: {graph.held_back[p].rstrip('.')}." for p in earlier if p in graph.held_back]
+    return "".join(told)
+
+
+def _no_variant(tried: Sequence[Precision], asked: Precision | None, graph: GraphEntry) -> str:
+    held_back = "" if asked else passed_over_for(graph, tried, None)
+    if held_back:
+        return held_back.strip().rstrip(".")
     wanted = " or ".join(tried) if asked is None else asked
-    return f"its turn is for {wanted}, the graph has variants {', '.join(present)}"
+    return f"its turn is for {wanted}, the graph has variants {', '.join(graph.variants)}"
 
 
 def _refused(what: str, got: object, expected: object) -> BackendError:

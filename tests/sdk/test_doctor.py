@@ -219,6 +219,25 @@ def test_auto_is_what_auto_does(tmp_path: Path, variants: tuple[Precision, ...],
             assert load.status == (expected if offered else "not-offered")
 
 
+def test_what_is_held_back_is_shown_and_not_taken(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    content, entry = pose_graph(np.zeros((4, 3)))
+    held_back: dict[Precision, str] = {"int8": "Slower than fp32, by 3 [ms]."}
+    path = write_toy_bundle(
+        tmp_path / "toy.posekit",
+        replaced={"pose": (content, replace(entry, held_back=held_back))},
+        variants={("pose", "int8"): content},
+    )
+    monkeypatch.setattr(doctor, "diagnose", partial(diagnose, trial=in_process))
+    found = json.loads(posekit("doctor", path, "--json").stdout)["bundle"]["graphs"]["pose"]
+    assert found["held_back"] == held_back
+    assert (found["auto"]["backend"], found["auto"]["precision"]) == ("onnxruntime", "fp32")
+    assert any("int8 is held back: Slower than fp32, by 3 [ms]." in reason for reason in found["reasons"])
+    for command in ("doctor", "inspect"):
+        assert "pose int8 is held back, it runs only when asked for: Slower than fp32, by 3 [ms]." in (
+            " ".join(posekit(command, path).stdout.split())
+        )
+
+
 def test_a_default_path_that_cannot_run_is_exit_code_3(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     entry = pose_graph(np.zeros((4, 3)))[1]
     path = write_toy_bundle(tmp_path / "toy.posekit", replaced={"pose": (b"not a graph", entry)})

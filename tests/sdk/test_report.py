@@ -44,7 +44,9 @@ def measured(degrees: float, latency_ms: float, passed: bool = True) -> Measured
 def variants() -> GraphVariants:
     tried = (Candidate((), measured(3.0, 1.0, passed=False)), Candidate(("a",), measured(1.0, 1.5)))
     search = Search((), tried, tried[1])
-    int8 = Int8Report("a recording", Fitness(40, 40, 0, 0, 0, "ab"), {}, 2, search, "1 of 2 blocks in INT8")
+    int8 = Int8Report(
+        "a recording", Fitness(40, 40, 0, 0, 0, "ab"), {}, 2, search, ("b/Conv",), True, "1 of 2 blocks in INT8"
+    )
     return GraphVariants("pose", "regressor", {"fp32 openvino": measured(0.0, 3.0)}, int8=int8)
 
 
