@@ -19,14 +19,14 @@ import cv2
 import numpy as np
 import numpy.typing as npt
 
+from posekit.export.bank_ceiling import Ceiling
+from posekit.export.bank_recipe import BankRecipe, bank_rotations
 from posekit.export.bank_search import matched_arrays
 from posekit.export.mesh import ObjectModel
-from posekit.export.recipe import BankRecipe
 from posekit.export.render import Image, Renderer, headlight, shade
 from posekit.export.tensor_file import write_tensor_file
-from posekit.export.viewsphere import view_rotations, viewsphere
 from posekit.runtime.atomic import replacing
-from posekit.runtime.bank import FORMAT, MIN_VIEWS
+from posekit.runtime.bank import FORMAT
 from posekit.runtime.crop import CropPreset, crop
 from posekit.runtime.detection import box_from_mask
 from posekit.runtime.errors import ExportError, OutputError
@@ -60,12 +60,13 @@ class Template:
 
 @dataclass(frozen=True)
 class BuiltBank:
-    """views: N.  places: L.  channels: C.  size: of the file in bytes."""
+    """views: N.  places: L.  channels: C.  size: of the file in bytes.  ceiling: of its poses, where it was reckoned."""
 
     views: int
     places: int
     channels: int
     size: int
+    ceiling: Ceiling | None = None
 
 
 def build_bank(
@@ -129,24 +130,6 @@ def _finite(descriptors: npt.NDArray[Any], first_view: int) -> npt.NDArray[Any]:
             remedy="Check the embedder's weights, and that it takes pictures with a black background.",
         )
     return descriptors
-
-
-def bank_rotations(recipe: BankRecipe) -> Array:
-    """(N, 3, 3) of all views, the turns of one direction adjacent. ExportError for fewer than a matcher can rank."""
-    every = view_rotations(recipe.sphere, recipe.in_plane_steps)
-    height = viewsphere(recipe.sphere)[:, 2]
-    lowest = np.cos(np.deg2rad(recipe.max_angle_deg))
-    chosen = height > lowest + 1e-9 if recipe.max_angle_deg < 180 else np.ones(len(height), bool)
-    rotations = every[np.repeat(chosen, recipe.in_plane_steps)]
-    fewest = MIN_VIEWS[recipe.search]
-    if len(rotations) < fewest:
-        raise ExportError(
-            f"views of a {recipe.search} bank",
-            got=len(rotations),
-            expected=f"at least {fewest}",
-            remedy="Widen max_angle_deg, or take a denser sphere or more in_plane_steps.",
-        )
-    return np.asarray(rotations)
 
 
 def template_camera(model: ObjectModel, preset: CropPreset, distance_m: float | None) -> tuple[Intrinsics, float]:

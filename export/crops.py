@@ -11,7 +11,7 @@ from posekit.calibration.fitness import Fitness, fitness_of
 from posekit.export.recipe import CropsRecipe, ExportRecipe
 from posekit.export.verify.samples import Sample, samples_from
 from posekit.export.viewsphere import viewsphere
-from posekit.runtime.boxes import Boxes, boxes_from
+from posekit.runtime.boxes import TRUE_BOXES, Boxes, boxes_from
 from posekit.runtime.camera_file import intrinsics_from_file
 from posekit.runtime.crop import CropPreset
 from posekit.runtime.engines.options import profile_from_histogram
@@ -93,7 +93,7 @@ def _of_calibration(frames: Frames) -> Iterator[Frame]:
 
 def _boxes(recipe: ExportRecipe, entry: CropsRecipe, half: int | None) -> Boxes:
     """half: only of even or odd frames, so that nothing is verified on what it was calibrated on."""
-    boxes = boxes_from(entry.boxes if entry.boxes == "gt" else str(recipe.resolve(entry.boxes)))
+    boxes = boxes_from(entry.boxes if entry.boxes in TRUE_BOXES else str(recipe.resolve(entry.boxes)))
     return boxes if half is None else lambda frame: boxes(frame) if frame.index % 2 == half else []
 
 

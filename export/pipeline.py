@@ -10,6 +10,8 @@ from importlib.metadata import version
 from pathlib import Path
 
 from posekit.export.bank import BuiltBank, build_bank
+from posekit.export.bank_ceiling import bank_ceiling
+from posekit.export.bank_recipe import BankRecipe
 from posekit.export.engines import CompiledEngine, compile_ahead
 from posekit.export.fingerprint import code, fingerprint
 from posekit.export.inputs import ExportInputs, read_inputs
@@ -18,7 +20,7 @@ from posekit.export.onnx_from_network import ExportedGraph, onnx_from_network
 from posekit.export.pack import Content, check_output, pack_bundle
 from posekit.export.precision.pareto import markdown_from_points, pareto_points, plot_png
 from posekit.export.precision.variants import GraphVariants, make_variants
-from posekit.export.recipe import BankRecipe, ExportRecipe, NetworkRecipe
+from posekit.export.recipe import ExportRecipe, NetworkRecipe
 from posekit.export.recipe_detector import Detector, ThirdParty
 from posekit.export.recipe_networks import DETECTOR, TracedFrom, path_name
 from posekit.export.scratch import scratch_beside
@@ -27,10 +29,12 @@ from posekit.export.verify.reference import Progress
 from posekit.export.verify.report import json_from_verification, markdown_from_verification, missed_gates, write_reports
 from posekit.export.verify.verify import Verification, verify_bundle
 from posekit.runtime.backends.ort import OrtSession
+from posekit.runtime.bank import bank_from_bytes
 from posekit.runtime.bundle import Bundle
 from posekit.runtime.crop import CropPreset
 from posekit.runtime.errors import GateError
 from posekit.runtime.manifest import FORMAT, GraphEntry, Manifest, PathEntry, Precision
+from posekit.runtime.object_model import symmetries_from_entry
 from posekit.runtime.records import plain_from
 
 TOOLS = ("posekit", "torch", "onnx", "onnxruntime")
@@ -149,7 +153,7 @@ def graph_step(name: str, source: TracedFrom) -> Step:
 
 def bank_step(path: str, embedder_sha256: str, row: BundledObject, crop: CropPreset, views: BankRecipe) -> Step:
     """What a bank follows from."""
-    model = fingerprint(row.model, row.entry.id)
+    model = fingerprint(row.model, row.entry)
     inputs = {"embedder": embedder_sha256, "model": model, "views": fingerprint(crop, views), "code": code()}
     return f"bank of {row.entry.name} for {path}", inputs
 
@@ -245,7 +249,7 @@ def _add_bank(draft: _Draft, entry: NetworkRecipe, path: PathEntry, path_name: s
     def built() -> BuiltBank:
         session = OrtSession(draft.folder / f"{path.graph}.fp32.onnx")
         try:
-            return build_bank(
+            bank = build_bank(
                 file,
                 session,
                 sha256,
@@ -257,6 +261,8 @@ def _add_bank(draft: _Draft, entry: NetworkRecipe, path: PathEntry, path_name: s
             )
         finally:
             session.close()
+        views = bank_from_bytes(file.read_bytes(), file.name)
+        return replace(bank, ceiling=bank_ceiling(views, row.model, symmetries_from_entry(row.entry)))
 
     member = f"banks/{file.name}"
     draft.banks[member] = bank = draft.steps.result(BuiltBank, stage, inputs, built, file)

@@ -10,9 +10,9 @@ from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any, Literal
 
+from posekit.export.bank_recipe import BankRecipe
 from posekit.export.recipe_keys import keys_without_effect
 from posekit.export.verify.gates import Gates
-from posekit.runtime.bank import Search
 from posekit.runtime.crop import PRESETS, CropPreset
 from posekit.runtime.errors import InputError, RecipeError
 from posekit.runtime.manifest import ContinuousSymmetry, SolverEntry
@@ -59,27 +59,6 @@ class NormaliseRecipe:
 
 
 @dataclass(frozen=True)
-class BankRecipe:
-    """Which views a template bank holds. sphere: directions, 42, 162, 642 or 2562.  in_plane_steps: turns of each.
-
-    in_plane: "render" draws every turn, "rotate" turns the upright picture in the image (the T-LESS protocol).
-    max_angle_deg: from the object's +z to the direction; 90 leaves the upper half, the equator excluded.
-    distance_m: of the template camera; none: the object fills it.  precision: in which templates are kept.
-    search: "flat" compares a crop with every view; "coarse" with sketches of all and then with the most alike, which is
-    faster from some thousand views on.
-    """
-
-    sphere: int = 642
-    in_plane_steps: int = 36
-    in_plane: Literal["render", "rotate"] = "render"
-    max_angle_deg: float = 180.0
-    distance_m: float | None = None
-    precision: Literal["fp32", "fp16"] = "fp32"
-    supersample: int = 2
-    search: Search = "flat"
-
-
-@dataclass(frozen=True)
 class NetworkRecipe:
     """One network and its weights: of a published system, or `network` = "module:factory" of the user's own.
 
@@ -120,7 +99,7 @@ class PrecisionRecipe:
 
 @dataclass(frozen=True)
 class CropsRecipe:
-    """Real crops. source: recorded frames, as `posekit run` takes them.  boxes: "gt" or a file.  camera: intrinsics of a
+    """Real crops. source: recorded frames, as `posekit run` takes them.  boxes: "gt", "gt-amodal" or a file.  camera: intrinsics of a
     source that brings none.  max_crops: spread evenly over the source. Paths are relative to the recipe.
     """
 

@@ -8,12 +8,13 @@ from dataclasses import dataclass, replace
 import torch
 from torch import nn
 
+from posekit.export.bank_recipe import BankRecipe
 from posekit.export.checkpoint import load_checkpoint, network_from_factory
 from posekit.export.fingerprint import code, fingerprint, user_code
 from posekit.export.networks.entrance import Entrance
 from posekit.export.networks.matcher import FlatMatcher, matcher_graph
 from posekit.export.networks.own import detector_graph, embedder_graphs, own_paths, regressor_graphs
-from posekit.export.recipe import BankRecipe, DetectorRecipe, ExportRecipe, NetworkRecipe
+from posekit.export.recipe import DetectorRecipe, ExportRecipe, NetworkRecipe
 from posekit.export.recipe_keys import RANDOM
 from posekit.export.systems import GraphSource, PathPlan, system_named
 from posekit.runtime.bank import Search

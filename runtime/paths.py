@@ -16,7 +16,14 @@ from typing import TYPE_CHECKING, Any, Protocol
 import numpy as np
 import numpy.typing as npt
 
-from posekit.runtime.bank import TemplateBank, bank_from_bytes, check_bank_fits, check_bank_fits_matcher
+from posekit.runtime.bank import (
+    TemplateBank,
+    bank_from_bytes,
+    check_bank_fits,
+    check_bank_fits_matcher,
+    check_enough_views,
+)
+from posekit.runtime.blend import blended_view, quaternions_from_rotations
 from posekit.runtime.bundle import Bundle
 from posekit.runtime.crop_batch import CropBatch, check_feedable
 from posekit.runtime.decode import pose_from_template
@@ -195,12 +202,15 @@ class BankPath:
         self._matcher = _Graph(entry.matcher, open_graph, "matcher")
         self.sessions: tuple[Session, ...] = (self._embedder.session, self._matcher.session)
         self._banks: dict[int, TemplateBank] = {}
+        self._quaternions: dict[int, Array] = {}
         self._bound: dict[int, dict[str, npt.NDArray[np.generic]]] = {}
         for object_id, member in entry.banks.items():
             bank = bank_from_bytes(bundle.read(member), f"bank {member}")
             check_bank_fits(bank, int(object_id), sha256, json_from_record(entry.crop), f"bank {member}")
             check_bank_fits_matcher(bank, self._matcher.session.inputs, f"bank {member}")
+            check_enough_views(bank, self._matcher.session.outputs, f"bank {member}")
             self._banks[int(object_id)] = bank
+            self._quaternions[int(object_id)] = quaternions_from_rotations(bank.R)
             self._bound[int(object_id)] = {name: bound_array(array) for name, array in bank.matched.items()}
 
     def poses(
@@ -215,10 +225,10 @@ class BankPath:
                 with stage("retrieve"):
                     out = self._matcher.run({"descriptors": descriptors[mine], **bound}, len(mine))
                 with stage("decode"):
-                    for i, index, score in zip(mine, out["index"][:, 0], out["score"][:, 0], strict=True):
-                        found[i] = _template_pose(
-                            self._banks[object_id], int(index), batch, i, intrinsics, float(score)
-                        )
+                    bank, quaternions = self._banks[object_id], self._quaternions[object_id]
+                    for i, index, scores in zip(mine, out["index"], out["score"], strict=True):
+                        box_xyxy_px = batch.crops[i].box_xyxy_px
+                        found[i] = template_pose(bank, quaternions, index, scores, box_xyxy_px, intrinsics.K)
         return found
 
 
@@ -229,19 +239,26 @@ def bound_array(array: npt.NDArray[np.floating]) -> npt.NDArray[np.float32]:
     return bound
 
 
-def _template_pose(
-    bank: TemplateBank, index: int, batch: CropBatch, i: int, intrinsics: Intrinsics, score: float
+def template_pose(
+    bank: TemplateBank,
+    quaternions: Array,
+    index: npt.NDArray[np.integer],
+    scores: npt.NDArray[np.floating],
+    box_xyxy_px: Array,
+    K: Array,
 ) -> Found:
-    if not (np.isfinite(score) and score > 0):  # nothing alike: whichever view comes first is no answer
+    """The pose that a matcher's candidates (k,), best first, agree on. quaternions: (N, 4) of the bank's views."""
+    best = float(scores[0])
+    if not (np.isfinite(scores).all() and best > 0):  # nothing alike: whichever view comes first is no answer
         return Reason.NOTHING_ALIKE
-    if not 0 <= index < len(bank.R):
+    if not (index.min() >= 0 and index.max() < len(bank.R)):
         raise SpecError(
-            "matcher index", got=index, expected=f"0 to {len(bank.R) - 1}", remedy="Export the matcher again."
+            "matcher index", got=index.tolist(), expected=f"0 to {len(bank.R) - 1}", remedy="Export the matcher again."
         )
-    R = rotation_near(bank.R[index].tolist())
-    assert R is not None  # only rotations are read
-    template = (bank.box_xyxy_px[index], bank.K, bank.t_m[index], bank.centre_m)
-    return Hypothesis(pose_from_template(R, batch.crops[i].box_xyxy_px, intrinsics.K, *template), score)
+    view = blended_view(quaternions[index], bank.box_xyxy_px[index], bank.t_m[index], scores)
+    return Hypothesis(
+        pose_from_template(view.R, box_xyxy_px, K, view.box_xyxy_px, bank.K, view.t_m, bank.centre_m), best
+    )
 
 
 PATHS: dict[PathKind, Callable[[Bundle, PathEntry, OpenGraph], PosePath]] = {

@@ -19,7 +19,7 @@ LINT_ERRORS = 1
 # What a missing module needs; cv2 and onnxruntime come as system packages on some devices.
 EXTRAS = {
     "cv2": "onnx", "onnxruntime": "onnx", "openvino": "openvino", "tensorrt": "tensorrt", "torch": "export",
-    "onnx": "export", "scipy": "export", "trimesh": "export", "safetensors": "export", "embreex": "export",
+    "onnx": "export", "scipy": "bank", "trimesh": "bank", "PIL": "bank", "safetensors": "export", "embreex": "export",
 }  # fmt: skip
 
 
@@ -106,7 +106,9 @@ CameraFile = Annotated[
     Path | None,
     typer.Option(help="Intrinsics: JSON, OpenCV, ROS, RealSense or Kalibr file; a BOP data set brings its own."),
 ]
-BoxesFrom = Annotated[str | None, typer.Option(help="Box file (JSON), or gt for true boxes. Default: the detector.")]
+BoxesFrom = Annotated[
+    str | None, typer.Option(help="Box file (JSON), or gt or gt-amodal for true boxes. Default: the detector.")
+]
 PathName = Annotated[str | None, typer.Option(help="Pose path. Default: the bundle's own.")]
 BackendName = Annotated[str, typer.Option(help="auto, or a backend by name.")]
 WantedPrecision = Annotated[PrecisionName | None, typer.Option(help="Default: what the backend prefers.")]
@@ -240,7 +242,7 @@ def verify(
         str, typer.Argument(help="Recorded frames: image folder, video or BOP data set.", show_default=False)
     ],
     camera: CameraFile = None,
-    boxes: Annotated[str, typer.Option(help="Box file (JSON), or gt for true boxes.")] = "gt",
+    boxes: Annotated[str, typer.Option(help="Box file (JSON), or gt or gt-amodal for true boxes.")] = "gt",
     max_crops: Annotated[int, typer.Option(min=1, help="Spread evenly over the source.")] = 256,
     backend: Annotated[list[str] | None, typer.Option(help="By name, repeatable. Default: all at hand.")] = None,
     gate: Annotated[list[str] | None, typer.Option(help="NAME=LIMIT, repeatable, over the defaults.")] = None,
@@ -444,28 +446,81 @@ def systems(json: AsJson = False) -> None:
         render.show_rows("systems", columns, rows, then=["posekit export RECIPE.toml -o X.posekit"])
 
 
+BankMesh = Annotated[Path, typer.Option(help="Its mesh: PLY, OBJ, STL or GLB.", show_default=False)]
+BankUnit = Annotated[Unit, typer.Option(help="Of the mesh.", show_default=False)]
+BankSphere = Annotated[
+    int | None, typer.Option(help="Directions: 42, 162, 642 or 2562. Default: as the bundle's own banks.")
+]
+BankSteps = Annotated[int | None, typer.Option(min=1, help="Turns of each direction. Default: as the bundle's own.")]
+StatedSymmetry = Annotated[
+    list[str] | None,
+    typer.Option(help='"none", "z" for any turn about z, "z/4" for quarter turns; repeatable. Default: none.'),
+]
+ModelsInfo = Annotated[Path | None, typer.Option(help="BOP's models_info.json, which states the symmetry instead.")]
+
+
 @bank_app.command("build")
 def bank_build(
     bundle: BundlePath,
     object_id: Annotated[int, typer.Option("--object", help="Id of the object.", show_default=False)],
-    mesh: Annotated[Path, typer.Option(help="Its mesh.", show_default=False)],
-    unit: Annotated[Unit, typer.Option(help="Of the mesh.", show_default=False)],
-    output: Annotated[Path | None, typer.Option("-o", "--output", help="Default: the bundle itself.")] = None,
+    mesh: BankMesh,
+    unit: BankUnit,
+    output: Annotated[
+        Path | None,
+        typer.Option(
+            "-o", "--output", help="A bundle, or X.safetensors for the bank alone. Default: the bundle itself."
+        ),
+    ] = None,
     path: Annotated[str | None, typer.Option(help="Pose path. Default: the first with a bank of it.")] = None,
-    sphere: Annotated[int, typer.Option(help="Directions: 42, 162, 642 or 2562.")] = 642,
-    in_plane_steps: Annotated[int, typer.Option(min=1, help="Turns of each direction.")] = 36,
+    sphere: BankSphere = None,
+    in_plane_steps: BankSteps = None,
+    replace_model: Annotated[
+        bool, typer.Option("--replace-model", help="The mesh is another: replace the object's model and facts too.")
+    ] = False,
+    symmetry: StatedSymmetry = None,
+    models_info: ModelsInfo = None,
     json: AsJson = False,
 ) -> None:
-    """Rebuild one object's bank in a bundle, with the bundle's own embedder."""
+    """Rebuild one object's bank in a bundle, with the bundle's own embedder. Another object's mesh is refused."""
     from posekit import render
 
     with render.progress("embedding views") as update:
-        from posekit.bank_build import BankRequest, rebuild_bank
-        from posekit.export.recipe import BankRecipe
+        from posekit.bank_build import BankRequest, SymmetryWish, rebuild_bank
 
-        views = BankRecipe(sphere=sphere, in_plane_steps=in_plane_steps)
-        request = BankRequest(bundle, object_id, mesh, unit.value, output or bundle, views, path)
+        wish = SymmetryWish(tuple(symmetry or ()), models_info)
+        request = BankRequest(
+            bundle, object_id, mesh, unit.value, output or bundle, sphere, in_plane_steps, path,
+            replace_model=replace_model, symmetry=wish,
+        )  # fmt: skip
         built = rebuild_bank(request, update)
+    render.show_json(render.bank_summary(request, built)) if json else render.show_bank(request, built)
+
+
+@bank_app.command("add")
+def bank_add(
+    bundle: BundlePath,
+    object_id: Annotated[int, typer.Option("--id", help="A new one.", show_default=False)],
+    name: Annotated[str, typer.Option(help="A new one.", show_default=False)],
+    mesh: BankMesh,
+    unit: BankUnit,
+    symmetry: StatedSymmetry = None,
+    models_info: ModelsInfo = None,
+    output: Annotated[Path | None, typer.Option("-o", "--output", help="Default: the bundle itself.")] = None,
+    sphere: BankSphere = None,
+    in_plane_steps: BankSteps = None,
+    json: AsJson = False,
+) -> None:
+    """Add an object to a bundle: its mesh, its facts, and a bank of it, whose own views have to be found again."""
+    from posekit import render
+
+    with render.progress("embedding views") as update:
+        from posekit.bank_build import BankRequest, SymmetryWish, add_object
+
+        wish = SymmetryWish(tuple(symmetry or ()), models_info)
+        request = BankRequest(
+            bundle, object_id, mesh, unit.value, output or bundle, sphere, in_plane_steps, name=name, symmetry=wish
+        )
+        built = add_object(request, update)
     render.show_json(render.bank_summary(request, built)) if json else render.show_bank(request, built)
 
 

@@ -15,9 +15,9 @@ from posekit.runtime.records import plain_from
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from posekit.bank_build import BankRequest
+    from posekit.bank_build import BankRequest, BuiltBanks
     from posekit.benchmarks.accuracy import Accuracy, ObjectAccuracy
-    from posekit.export.bank import BuiltBank
+    from posekit.export.bank_ceiling import CeilingFigures
     from posekit.export.engines import CompiledEngine
     from posekit.export.pipeline import ExportReport
     from posekit.export.plan import ExportPlan
@@ -137,7 +137,10 @@ def export_summary(report: ExportReport) -> dict[str, Any]:
         "seconds": report.seconds,
         "steps": {"kept": len(report.found), "made": len(report.made)},
         "graphs": {name: plain_from(graph.parity) for name, graph in report.graphs.items()},
-        "banks": {name: {"views": bank.views, "size_bytes": bank.size} for name, bank in report.banks.items()},
+        "banks": {
+            name: {"views": bank.views, "size_bytes": bank.size, "ceiling": plain_from(bank.ceiling)}
+            for name, bank in report.banks.items()
+        },
         "int8": {entry.graph: entry.int8.verdict for entry in report.variants if entry.int8},
         "refused": {entry.graph: entry.refused for entry in report.variants if entry.refused},
         "held_back": {entry.graph: entry.held_back for entry in report.variants if entry.held_back},
@@ -154,10 +157,12 @@ def show_export(report: ExportReport, then: Sequence[str] | None = None) -> None
     ]
     _table("graphs", ("name", "nodes", "MB", "worst relative difference to PyTorch", "run on"), graphs)
     banks = [
-        (name, str(b.views), f"{b.places} x {b.channels}", f"{b.size / BYTES_PER_MB:.1f}")
+        (name, str(b.views), f"{b.places} x {b.channels}", f"{b.size / BYTES_PER_MB:.1f}",
+         *(map(_at_best, (b.ceiling.amodal, b.ceiling.visible)) if b.ceiling else ("-", "-")))
         for name, b in report.banks.items()
-    ]
-    _table("banks", ("name", "views", "descriptor", "MB"), banks)
+    ]  # fmt: skip
+    columns = ("name", "views", "descriptor", "MB", "perfect retrieval would give", "with a part hidden")
+    _table("banks", columns, banks)
     _show_precision(report)
     _show_engines(report.engines)
     _line(f"wrote [bold]{report.path}[/], {report.size / BYTES_PER_MB:.1f} MB in {report.seconds:.1f} s")
@@ -209,19 +214,40 @@ def _show_engines(engines: Sequence[CompiledEngine]) -> None:
     _table("engines of TensorRT-RTX, kernels as the graphs say", columns, rows)
 
 
-def bank_summary(request: BankRequest, built: BuiltBank) -> dict[str, Any]:
-    """What a program wants to know of a rebuilt bank."""
-    shape = {"views": built.views, "places": built.places, "channels": built.channels}
-    return {"path": str(request.output), "object_id": request.object_id, **shape, "bank_bytes": built.size}
+def bank_summary(request: BankRequest, built: BuiltBanks) -> dict[str, Any]:
+    """What a program wants to know of banks that were built."""
+    banks = {
+        path: {"views": bank.views, "places": bank.places, "channels": bank.channels, "bank_bytes": bank.size,
+               "ceiling": plain_from(bank.ceiling), "self_check": plain_from(built.checks.get(path))}
+        for path, bank in built.banks.items()
+    }  # fmt: skip
+    return {"path": str(request.output), "object_id": request.object_id, "told": list(built.told), "banks": banks}
 
 
-def show_bank(request: BankRequest, built: BuiltBank) -> None:
-    """Size of the bank, the file, and what to try next."""
-    _line(
-        f"object {request.object_id}: {built.views} views of {built.places} x {built.channels}, {built.size / BYTES_PER_MB:.1f} MB"
-    )
+def show_bank(request: BankRequest, built: BuiltBanks) -> None:
+    """Size of the banks, what their poses can be at best, the file, and what to try next."""
+    for path, bank in built.banks.items():
+        shape = f"{bank.views} views of {bank.places} x {bank.channels}, {bank.size / BYTES_PER_MB:.1f} MB"
+        _line(f"object {request.object_id}, path {path}: {shape}")
+        if bank.ceiling:
+            _line(f"perfect retrieval would give {_at_best(bank.ceiling.amodal)} with boxes of the whole object, "
+                  f"{_at_best(bank.ceiling.visible)} with a part hidden")  # fmt: skip
+        if path in built.checks:
+            check = built.checks[path]
+            _line(
+                f"self-check: {check.found:.0%} of {check.n} unseen views found within 15 deg, p50 {check.rotation_p50_deg:.1f} deg"
+            )
+    for sentence in built.told:
+        _line(sentence)
     _line(f"wrote [bold]{request.output}[/]")
-    _next([f"posekit inspect {request.output}"])
+    if request.output.suffix == ".safetensors":
+        _next([f"posekit run {request.bundle} FRAMES --bank {request.object_id}={request.output}"])
+    else:
+        _next([f"posekit inspect {request.output}"])
+
+
+def _at_best(figures: CeilingFigures) -> str:
+    return f"{figures.recall_add:.0%} ADD 0.1 d (p50 {figures.rotation_p50_deg:.1f} deg, {figures.translation_p50_mm:.0f} mm)"
 
 
 def show_run(request: RunRequest, outcome: RunOutcome) -> None:

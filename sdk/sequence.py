@@ -35,7 +35,7 @@ Progress = Callable[[int, int | None], None]  # frames done, frames in all
 class RunRequest:
     """What `posekit run` was asked.
 
-    boxes: "gt", a box file, or None for the bundle's detector.   path: None for the bundle's own.
+    boxes: "gt" or "gt-amodal" for true boxes, a box file, or None for the bundle's detector.   path: None for the bundle's own.
     precision: of the graphs that have it, None for what the backend prefers.
     """
 

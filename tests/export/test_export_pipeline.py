@@ -19,7 +19,7 @@ from posekit.bank_build import BankRequest, rebuild_bank
 from posekit.export import pipeline
 from posekit.export.mesh import read_mesh
 from posekit.export.pipeline import ExportReport, export_recipe
-from posekit.export.recipe import BankRecipe, ExportRecipe, recipe_from_toml
+from posekit.export.recipe import ExportRecipe, recipe_from_toml
 from posekit.export.recipe_networks import built_network
 from posekit.export.render import Renderer, headlight, shade
 from posekit.runtime.backends import open_session
@@ -97,7 +97,7 @@ checkpoint = "patches.safetensors"
 checkpoint_prefix = "net."
 crop = {rule = "square", size_px = 64}
 normalise = {mean = [0, 0, 0], std = [1, 1, 1]}
-bank = {sphere = 42, in_plane_steps = 4, supersample = 1}
+bank = {sphere = 42, in_plane_steps = 4, supersample = 1, search = "flat", precision = "fp32"}
 """
 REGRESS = """
 [[networks]]
@@ -173,8 +173,7 @@ def test_a_coarse_search_finds_the_same_poses(exported: ExportReport, folder: Pa
     for (flat, flat_score), (near, near_score) in zip(*found, strict=True):
         np.testing.assert_allclose(near, flat, atol=1e-6)
         assert near_score == pytest.approx(flat_score, rel=1e-4)
-    views = BankRecipe(sphere=42, in_plane_steps=5, supersample=1)
-    rebuild_bank(BankRequest(coarse, 4, folder / "brick.ply", "mm", coarse, views), lambda done, total: None)
+    rebuild_bank(BankRequest(coarse, 4, folder / "brick.ply", "mm", coarse, in_plane_steps=5), lambda done, total: None)
     with Bundle(coarse) as bundle, PoseEstimator(bundle) as estimator:
         assert (bundle.manifest.graphs["find.matcher"].views or 0) >= 210
         assert len(estimator.estimate(frame, CAMERA, [Detection(4, 1.0, boxes[0])])) == 1

@@ -216,13 +216,29 @@ def test_a_bank_of_another_crop_is_refused(toy_bundle: Write) -> None:
         ({"weights": np.ones(6, np.float64)}, "weights float64"),
         ({"weights": np.ones((1, 6), np.float32)}, "weights float32"),
         ({"K": np.full((3, 3), np.nan, np.float32)}, "K with NaN"),
-        ({"templates": np.ones((1, 3, 4), np.float32)}, "4 views"),
+        ({"templates": np.ones((1, 3, 4), np.float32)}, "weights float32"),
+        ({"templates": np.ones((1, 3, 0), np.float32)}, "0 views"),
         ({"templates": np.ones((3, 6), np.float32)}, "templates"),
     ],
 )
 def test_damaged_banks_are_refused(change: dict[str, Any], cause: str) -> None:
     with pytest.raises(BankError, match=cause):
         bank_from_bytes(bank_bytes("0" * 64, **change), "bank")
+
+
+def test_a_bank_of_fewer_views_than_the_matcher_returns_is_refused(toy_bundle: Write) -> None:
+    with Bundle(toy_bundle()) as bundle:
+        sha256 = bundle.manifest.files["embedder.onnx"].sha256
+    per_view: dict[str, Any] = {
+        "templates": np.ones((1, 3, 4), np.float32),
+        "weights": np.ones(4, np.float32),
+        "R": np.tile(np.eye(3, dtype=np.float32), (4, 1, 1)),
+        "t_m": np.tile(np.array([0, 0, 1], np.float32), (4, 1)),
+        "box_xyxy_px": np.tile(np.array([40, 40, 60, 60], np.float32), (4, 1)),
+    }
+    few = bank_bytes(sha256, **per_view)
+    with Bundle(toy_bundle(bank=few)) as bundle, pytest.raises(BankError, match="views: got 4, expected at least 5"):
+        PoseEstimator(bundle, path="bank")
 
 
 def test_a_bank_for_another_search_is_refused(toy_bundle: Write) -> None:

@@ -439,7 +439,7 @@ network = "toy_patches:patches"
 role = "embedder"
 checkpoint = "random"
 crop = {rule = "square", size_px = 32}
-bank = {sphere = 42, in_plane_steps = 1, supersample = 1}
+bank = {sphere = 42, in_plane_steps = 1, supersample = 1, search = "flat"}
 """
 TOY_NETWORK = """
 from torch import nn
@@ -503,7 +503,7 @@ def test_bank_build_replaces_one_bank_and_nothing_else(tmp_path: Path) -> None:
     build = ["bank", "build", path, "--object", 1, "--mesh", tmp_path / "cube.ply", "--unit", "mm", "--sphere", 42]
     result = posekit(*build, "--in-plane-steps", 1, "--json")
     assert result.exit_code == 0, result.output
-    assert json.loads(result.stdout)["views"] == 42
+    assert json.loads(result.stdout)["banks"]["bank"]["views"] == 42
     with Bundle(path) as rebuilt:
         bank = bank_from_bytes(rebuilt.read("cube.bank"), "cube.bank")
         check_bank_fits(bank, 1, rebuilt.manifest.files["e.onnx"].sha256, json_from_record(crop), "cube.bank")
