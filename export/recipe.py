@@ -99,8 +99,9 @@ class PrecisionRecipe:
 
 @dataclass(frozen=True)
 class CropsRecipe:
-    """Real crops. source: recorded frames, as `posekit run` takes them.  boxes: "gt", "gt-amodal" or a file.  camera: intrinsics of a
-    source that brings none.  max_crops: spread evenly over the source. Paths are relative to the recipe.
+    """Real crops. source: recorded frames, as `posekit run` takes them.  boxes: "gt", "gt-amodal" or a file.  camera: a
+    camera file, as `posekit run` takes it, for a source that brings none.  max_crops: spread evenly over the source.
+    Paths are relative to the recipe.
     """
 
     source: str

@@ -170,7 +170,7 @@ def poses_in_batches(
             for single, row in zip(singles, rows, strict=True):
                 single.cut(samples[row].image_rgb_u8, samples[row].intrinsics, [samples[row].detection])
             detections = [samples[row].detection for row in rows]
-            results = found.poses(_Side(singles), detections, samples[rows[0]].intrinsics.undistorted(), no_stage)
+            results = found.poses(_Side(singles), detections, samples[rows[0]].intrinsics.ideal, no_stage)
             for row, result in zip(rows, results, strict=True):
                 poses[row] = result.cam_from_obj if isinstance(result, Hypothesis) else None
     return tuple(poses)
