@@ -34,13 +34,21 @@ class Intrinsics:
     def __post_init__(self) -> None:
         K = numbers_from(self.K)
         problem = _problem(K, self.width_px, self.height_px, self.distortion, self.model)
-        if problem:
+        if problem or K is None:
             raise InputError(
                 "intrinsics",
                 got=problem,
-                expected="K (3, 3) = [fx s cx; 0 fy cy; 0 0 1] in pixels with positive focal lengths of at least "
-                f"{SHORTEST_FOCAL:g} of the image's longer side, the image size, and a lens model with its coefficients",
-                remedy="Check the camera file. K divided by the image size, or in millimetres, must be made pixels first.",
+                expected="K (3, 3) = [fx s cx; 0 fy cy; 0 0 1] with positive focal lengths, the image size, "
+                "and a lens model with its coefficients",
+                remedy="Check the camera file.",
+            )
+        shortest = SHORTEST_FOCAL * max(self.width_px, self.height_px)
+        if min(K[0, 0], K[1, 1]) < shortest:
+            raise InputError(
+                "intrinsics",
+                got=f"focal lengths {K[0, 0]:g}, {K[1, 1]:g} for an image of {self.width_px} x {self.height_px} px",
+                expected=f"focal lengths in pixels, of at least {shortest:g} for that image",
+                remedy="Multiply K by the image size if it was divided by it, or by pixels per millimetre if it is in millimetres.",
             )
         object.__setattr__(self, "K", K)
         object.__setattr__(self, "distortion", tuple(float(d) for d in self.distortion))
@@ -119,8 +127,6 @@ def _problem(K: Array | None, width_px: int, height_px: int, distortion: tuple[f
     whole = all(isinstance(n, (int, np.integer)) for n in (width_px, height_px))
     if not whole or width_px <= 0 or height_px <= 0:
         return f"image size {width_px} x {height_px}"
-    if min(K[0, 0], K[1, 1]) < SHORTEST_FOCAL * max(width_px, height_px):
-        return f"focal lengths {K[0, 0]:g}, {K[1, 1]:g} for an image of {width_px} x {height_px} px"
     if model not in MODELS:
         return f"lens model {model!r}, which is none of {', '.join(MODELS)}"
     coefficients = numbers_from(distortion)

@@ -147,6 +147,11 @@ def test_all_kinds_say_the_same(tmp_path: Path, text: str, n: int, model: str) -
         is_the_camera(intrinsics_from_file(written(tmp_path / "camera", byte_order_mark + text)), n, model)
 
 
+def test_skew_is_read(tmp_path: Path) -> None:
+    for text in (json.dumps(OWN | {"skew": 0.5}), NESTED.replace("[600., 0, 310.]", "[600., 0.5, 310.]")):
+        assert intrinsics_from_file(written(tmp_path / "camera", text)).K[0].tolist() == [600, 0.5, 310]
+
+
 def test_of_ros_the_raw_images_camera_is_read_and_said(tmp_path: Path) -> None:
     with pytest.warns(CameraWarning, match=r"K and D are read.*image_rect"):
         is_the_camera(intrinsics_from_file(written(tmp_path / "c.yaml", ROS + ROS_PROJECTION)))
