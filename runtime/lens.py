@@ -113,10 +113,10 @@ def _opencv_slopes(xy: Array, coefficients: Coefficients) -> tuple[Array, Array,
     slope = (k1 + r2 * (2 * k2 + r2 * 3 * k3) - radial * (k4 + r2 * (2 * k5 + r2 * 3 * k6))) / below  # d radial / d r2
     across = 2 * (x * y * slope + p1 * x + p2 * y)
     prism_x, prism_y = 2 * (s1 + 2 * s2 * r2), 2 * (s3 + 2 * s4 * r2)
-    xx = radial + 2 * x * x * slope + 2 * p1 * y + 6 * p2 * x + x * prism_x
-    yy = radial + 2 * y * y * slope + 6 * p1 * y + 2 * p2 * x + y * prism_y
-    xy_, yx = across + y * prism_x, across + x * prism_y
-    return xx, xy_, yx, yy, xx * yy - xy_ * yx, below
+    xd_x = radial + 2 * x * x * slope + 2 * p1 * y + 6 * p2 * x + x * prism_x
+    yd_y = radial + 2 * y * y * slope + 6 * p1 * y + 2 * p2 * x + y * prism_y
+    xd_y, yd_x = across + y * prism_x, across + x * prism_y
+    return xd_x, xd_y, yd_x, yd_y, xd_x * yd_y - xd_y * yd_x, below
 
 
 def _opencv_unbend(xy: Array, coefficients: Coefficients) -> Array:
@@ -124,9 +124,8 @@ def _opencv_unbend(xy: Array, coefficients: Coefficients) -> Array:
     if not any(coefficients):
         return xy
     *bending, tx, ty = _all_of(coefficients)
-    target = (
-        xy if tx == 0.0 and ty == 0.0 else _projected(xy, np.asarray(np.linalg.inv(_tilt(tx, ty)), np.float64))
-    ).reshape(-1, 2)
+    upright = xy if tx == 0.0 and ty == 0.0 else _projected(xy, np.asarray(np.linalg.inv(_tilt(tx, ty)), np.float64))
+    target = upright.reshape(-1, 2)
     before_tilt, fold = tuple(bending), _opencv_fold(coefficients)
     with np.errstate(all="ignore"):  # a step may run away: it is halved
         rays, missed = _newton(_radial_guess(target, before_tilt, fold), target, before_tilt)
@@ -147,9 +146,9 @@ def _newton(rays: Array, target: Array, coefficients: Coefficients) -> tuple[Arr
         todo = todo[missed[todo] > CONVERGED]
         if len(todo) == 0:
             break
-        a, b, c, d, determinant, _ = _opencv_slopes(rays[todo], coefficients)
+        xd_x, xd_y, yd_x, yd_y, determinant, _ = _opencv_slopes(rays[todo], coefficients)
         u, v = off[todo, 0], off[todo, 1]
-        step = np.stack([d * u - b * v, a * v - c * u], axis=1) / determinant[:, None]
+        step = np.stack([yd_y * u - xd_y * v, xd_x * v - yd_x * u], axis=1) / determinant[:, None]
         waiting = np.ones(len(todo), np.bool_)
         for _ in range(HALVINGS):
             at = todo[waiting]
