@@ -261,7 +261,7 @@ def _score_sink(bundle: Bundle, estimator: PoseEstimator, scores: list[FrameScor
                 expected="a BOP data set with scene_gt.json",
                 remedy="Leave --gt out.",
             )
-        found = image_scores(result.frame.truth, result.estimates, objects, result.frame.intrinsics)
+        found = image_scores(result.frame.truth, result.outcomes, objects, result.frame.intrinsics)
         scores.extend(FrameScore(result.frame.name, score) for score in found)
 
     return score

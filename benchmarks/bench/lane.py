@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from dataclasses import dataclass
 from itertools import cycle, islice
@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, Protocol, cast
 
 from posekit.benchmarks.bench.statistics import NS_PER_MS
 from posekit.runtime.boxes import Boxes
-from posekit.runtime.detection import Detection, PoseEstimate, Reason, Unposed
+from posekit.runtime.detection import PoseEstimate, Reason, Unposed
 from posekit.runtime.errors import BackendError
 from posekit.runtime.profiler import NETWORK_STAGES, Stage, StageProfiler
 from posekit.runtime.session import ForwardingSession, Session
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from posekit.runtime.tensor import Feed
 
 CAPTURE, WAIT = "capture", "wait"  # before the frame's pixels are in memory; while they lie there
-Seen = Callable[[Frame, Sequence[Detection], list[PoseEstimate]], None]
+Seen = Callable[[Frame, list[PoseEstimate | Unposed]], None]
 
 
 @dataclass(frozen=True, eq=False)
@@ -52,7 +52,7 @@ class Lane:
     """One estimator. Not for several threads at once: threads have a lane each.
 
     boxes: None for the bundle's detector.   network: held while a network runs, by whichever lane runs one; what it is
-    waited for is in the total and in no stage.   seen: gets boxes and poses of each frame, after its time was taken.
+    waited for is in the total and in no stage.   seen: gets what became of each frame's boxes, after its time was taken.
     """
 
     def __init__(
@@ -93,7 +93,7 @@ class Lane:
             host_ns[WAIT] = start_ns - arrived_ns
             start_ns = arrived_ns
         if self._seen:
-            self._seen(frame, boxes, [outcome for outcome in outcomes if isinstance(outcome, PoseEstimate)])
+            self._seen(frame, outcomes)
         unposed = tuple(outcome.reason for outcome in outcomes if isinstance(outcome, Unposed))
         return Passed(start_ns, end_ns - start_ns, host_ns, self._events.taken(), len(boxes), unposed)
 
