@@ -156,7 +156,7 @@ def measure(request: Request, advance: Advance) -> RatesResult:
 def markdown(result: RatesResult) -> str:
     """Rates in percent; behind them, in brackets, how many failed with a certainty above SURE."""
     machine = result.machine
-    versions = ", ".join(f"{name} {version}" for name, version in machine.versions.items())
+    versions = ", ".join(f"{name} {version}" for name, version in sorted(machine.versions.items()))
     solvers = [tally.solver for tally in result.rows[0].tallies]
     limit = 100 / np.sqrt(result.count)
     heading = (
