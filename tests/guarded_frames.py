@@ -75,9 +75,9 @@ def read_in_crops(image: Image, distortion: tuple[float, ...]) -> None:
         (-1.4 - 0.1 * width, -1.4 - 0.1 * height, 0.8, 0.8),
     ]
     for box in boxes:
-        for size_px in (8, 63, 64, 256):
-            for rule in ("square", "full"):
-                crop(image, box, camera(width, height, distortion), CropPreset(rule, size_px))
+        for size_px in (8, 63, 96):
+            crop(image, box, camera(width, height, distortion), CropPreset("square", size_px))
+    crop(image, boxes[0], camera(width, height, distortion), CropPreset("full", 64))
     side = min(width, height)
     if side >= 8:  # pixel for pixel, and a hair smaller
         for shift in (0.0, 0.01):

@@ -32,6 +32,7 @@ else
   mkdir -p "$LIB"
   cp -r "$("$PYTHON" -c 'import sysconfig; print(sysconfig.get_path("stdlib"))')/." "$LIB/" # its .py files
   rm -rf "$LIB"/{site-packages,test,lib-dynload,config-*}
+  cp "$LIB"/_sysconfigdata_*.py "$LIB/_sysconfigdata__linux_aarch64-linux-gnu.py" # looked for by that name
   cp -r "$BASES"/lib/* "$BASES"/lib-dynload/* "$LIB/"
   cp "$ROOT/benchmarks/studies/frozen_startup.py" "$LIB/__startup__.py"
   (cd "$LIB" && "$PYTHON" -m zipfile -c library.zip __startup__.py)

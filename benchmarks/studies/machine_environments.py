@@ -65,13 +65,25 @@ def other_python(version: str, folder: Path, packages: Sequence[str] = ()) -> St
 
 
 def emulated(version: str, folder: Path, packages: Sequence[str] = ()) -> Started:
-    """An aarch64 Python under qemu-user."""
-    for tool in (QEMU, "apt-get", "dpkg"):
-        if shutil.which(tool) is None:
-            raise _missing(f"aarch64, Python {version}", f"no {tool}", "apt-get install qemu-user-static, on Debian.")
+    """An aarch64 Python under qemu-user. What is in the folder already is used."""
+    problem = emulation_missing(version)
+    if problem:
+        raise _missing(f"aarch64, Python {version}", problem, "On Debian: apt-get install qemu-user-static.")
     if not (folder / "python").is_file():
         _checked(["bash", str(AARCH64_ENV), str(folder), python_of(version), *packages], f"aarch64, Python {version}")
     return Started((str(folder / "python"),))
+
+
+def emulation_missing(version: str) -> str | None:
+    """Why an aarch64 Python of that version cannot be set up here, or None."""
+    for tool in (QEMU, "apt-get", "dpkg"):
+        if shutil.which(tool) is None:
+            return f"no {tool} on this machine"
+    try:
+        python_of(version)
+    except BackendError as error:
+        return str(error)
+    return None
 
 
 ENVIRONMENTS = (
