@@ -76,7 +76,7 @@ class ScoredObject:
         import cv2
 
         vertices = np.ascontiguousarray(self.vertices_m, dtype=np.float32)
-        return cv2.flann_Index(vertices, EXACT_TREE), vertices
+        return cv2.flann_Index(vertices, EXACT_TREE), vertices  # type: ignore[attr-defined]
 
     def nearest_m(self, points_m: Array) -> Array:
         """Distances (N,) from points (N, 3) to the vertex nearest to each, found in float32."""

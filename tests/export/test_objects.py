@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from types import SimpleNamespace
-from typing import cast
+from typing import Any, cast
 
 import numpy as np
 import pytest
@@ -19,7 +19,7 @@ from posekit.runtime.pose import Array, Pose
 # Fine at one end and coarse at the other: thinning moves the mean over vertices.
 BALL = trimesh.creation.icosphere(5, radius=0.03)
 BAR = trimesh.creation.box((0.2, 0.02, 0.02))
-MESH = trimesh.util.concatenate([BALL.apply_translation((0.1, 0, 0)), BAR])
+MESH: Any = trimesh.util.concatenate([BALL.apply_translation((0.1, 0, 0)), BAR])
 
 
 @pytest.fixture(scope="module")
