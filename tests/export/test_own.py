@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
@@ -93,20 +94,64 @@ def test_a_detector_has_a_fixed_image() -> None:
     assert source.outputs == ("boxes", "scores", "labels")
 
 
+R, T, SCORE = (lambda K: K), (lambda K: K[:, 0]), (lambda K: K[:, 0, 0])
+
+
 @pytest.mark.parametrize(
-    ("forward", "named"),
+    ("forward", "told"),
     [
-        (lambda **feeds: feeds["crops"], "shapes"),
-        (lambda **feeds: (feeds["K"], feeds["K"][:, 0]), "shapes"),
-        (lambda **feeds: (feeds["K"], feeds["K"][:, 0], feeds["K"][:1, 0, 0]), "shapes"),
-        (lambda **feeds: (feeds["K"], feeds["K"][:, 0], 1.0), "float"),
+        (lambda crops, K: crops, "output 1: float32 (2, 3, 16, 16), expected of role pose R: float32 (batch, 3, 3)"),
+        (lambda crops, K: (R(K), T(K)), "output 1: float32 (2, 3, 3); output 2: float32 (2, 3)"),
+        (
+            lambda crops, K: (K[:, :, :2], T(K), SCORE(K)),
+            "R: float32 (2, 3, 2) (this does not fit); t: float32 (2, 3); s",
+        ),
+        (lambda crops, K: (R(K), T(K), K[:1, 0, 0]), "score: float32 (1,) (this does not fit)"),
+        (lambda crops, K: (R(K), T(K), SCORE(K)[:, None]), "score: float32 (2, 1) (this does not fit)"),
+        (lambda crops, K: (R(K).half(), T(K), SCORE(K)), "R: float16 (2, 3, 3) (this does not fit)"),
+        (lambda crops, K: (R(K), T(K), 1.0), "score: float (this does not fit)"),
+        (lambda crops, K: ((R(K), T(K)), SCORE(K)), "output 1: tuple (this does not fit); output 2: float32 (2,)"),
+        (lambda crops, K: {"rot": R(K), "trans": T(K)}, "rot: float32 (2, 3, 3); trans: float32 (2, 3), expected"),
+        (lambda crops, K: None, "output 1: NoneType (this does not fit)"),
+        (lambda crops, K: 3, "output 1: int (this does not fit)"),
         (lambda crops: crops, "unexpected keyword argument 'K'"),
         (lambda crops, K: crops @ K, "RuntimeError"),
     ],
 )
-def test_a_network_that_breaks_its_role_is_refused(forward: Callable[..., Any], named: str) -> None:
-    with pytest.raises(ExportError, match=named):
+def test_a_network_that_breaks_its_role_is_refused_with_what_it_gives(forward: Callable[..., Any], told: str) -> None:
+    with pytest.raises(ExportError) as caught:
         regressor_graphs("pose", Calls(forward), Entrance(), 16, ("crops", "K"))
+    assert told in str(caught.value)
+    assert "posekit.export.networks.geometry" in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("forward", "told"),
+    [
+        (lambda x: None, "descriptors: NoneType (this does not fit)"),
+        (lambda x: (x, x), "output 1: float32 (2, 3, 16, 16); output 2: float32 (2, 3, 16, 16)"),
+        (lambda x: x.mean(), "for 2 crops descriptors: float32 ()"),
+    ],
+)
+def test_an_embedder_that_gives_something_else_is_told_all_forms(forward: Callable[..., Any], told: str) -> None:
+    with pytest.raises(ExportError) as caught:
+        embedder_graphs(Calls(forward), Entrance(), 16, None)
+    assert told in str(caught.value)
+    assert "(batch, C, h, w), (batch, L, C) or (batch, C)" in str(caught.value)
+
+
+def test_a_detector_needs_whole_labels() -> None:
+    with pytest.raises(ExportError, match=r"labels: float32 \(1, 5\) \(this does not fit\).* labels: int64 \(1, K\)"):
+        detector_graph(Calls(lambda x: (torch.zeros(1, 5, 4), *[torch.zeros(1, 5)] * 2)), Entrance(), (32, 24))
+
+
+def test_outputs_by_name_may_come_in_any_order() -> None:
+    named = Calls(lambda crops, K: {"score": SCORE(K), "t": T(K), "R": R(K)})
+    source = regressor_graphs("pose", named, Entrance(), 16, ("crops", "K"))["pose"]
+    feed = example_feed(source.inputs, {"batch": 2})
+    found = network_outputs(source, source.module, feed)
+    np.testing.assert_array_equal(found["R"], feed["K"])
+    np.testing.assert_array_equal(found["score"], feed["K"][:, 0, 0])
 
 
 @pytest.mark.parametrize("feeds", [(), ("K",), ("crops", "depth"), ("crops", "crops")])
