@@ -1,7 +1,8 @@
 """The user's own network behind posekit's graph contracts.
 
-Its forward, by role; x is (B, 3, S, S) float32, normalised as the recipe says:
-embedder        forward(x) -> (B, C, h, w), (B, L, C) or (B, C): descriptors of any length; h = w, L a square
+Its forward, by role; x is (B, 3, H, W) float32 for crops of W x H px, normalised as the recipe says:
+embedder        forward(x) -> (B, C, h, w), (B, L, C) or (B, C): descriptors of any length; a map in the aspect ratio of the
+                crop, L its places row by row
 pose            forward(crops=x, K=..., ...) -> R (B, 3, 3), t (B, 3) in metres, score (B,), egocentric
 correspondence  forward(crops=x, ...) -> mask (B, h, w) in 0..1, coords_m (B, h, w, 3) in the object frame
 detector        forward(x (1, 3, H, W)) -> boxes (1, K, 4) x0 y0 x1 y1 in input pixels, scores (1, K), labels (1, K) int64
@@ -84,17 +85,26 @@ class OwnDetector(nn.Module):
 
 
 def embedder_graphs(
-    network: nn.Module, entrance: Entrance, size_px: int, threshold: float | None, trunk: Sequence[str] = ()
+    network: nn.Module,
+    entrance: Entrance,
+    crop_wh_px: tuple[int, int],
+    threshold: float | None,
+    trunk: Sequence[str] = (),
 ) -> dict[str, GraphSource]:
     """ "embedder" and its "matcher"; see posekit.export.networks.matcher for the threshold."""
-    crops = (TensorSpec("crops", "uint8", ("batch", size_px, size_px, 3)),)
+    crops = (TensorSpec("crops", "uint8", ("batch", *crop_wh_px[::-1], 3)),)
     embedder = GraphSource("embedder", OwnEmbedder(entrance, network), crops, ("descriptors",))
     _, places, channels = trial(embedder)["descriptors"]
     return {"embedder": _with_trunk(embedder, trunk), "matcher": matcher_graph(int(places), int(channels), threshold)}
 
 
 def regressor_graphs(
-    role: Role, network: nn.Module, entrance: Entrance, size_px: int, feeds: Sequence[str], trunk: Sequence[str] = ()
+    role: Role,
+    network: nn.Module,
+    entrance: Entrance,
+    crop_wh_px: tuple[int, int],
+    feeds: Sequence[str],
+    trunk: Sequence[str] = (),
 ) -> dict[str, GraphSource]:
     """One graph named after its role, "pose" or "correspondence"."""
     unknown = sorted(set(feeds) - {"crops", *FEEDS})
@@ -105,7 +115,7 @@ def regressor_graphs(
             expected=f"crops, and any of {', '.join(FEEDS)}, each once",
             remedy="Correct feeds in the recipe.",
         )
-    known = {"crops": ("uint8", (size_px, size_px, 3)), **FEEDS}
+    known = {"crops": ("uint8", (*crop_wh_px[::-1], 3)), **FEEDS}
     inputs = tuple(TensorSpec(name, known[name][0], ("batch", *known[name][1])) for name in feeds)
     source = GraphSource(role, OwnRegressor(role, entrance, network, feeds), inputs, tuple(OUTPUTS[role]))
     trial(source)

@@ -218,7 +218,7 @@ class Heads(nn.Module):
 @pytest.mark.parametrize("half", [False, True], ids=["fp32", "fp16"])
 def test_heads_go_into_the_graph_and_run_in_onnx_runtime(head: str, half: bool, tmp_path: Path) -> None:
     feeds = ("crops", "box", "warp", "K")
-    source = regressor_graphs("pose", Heads(head).eval(), Entrance(), 32, feeds, ("body",))["pose"]
+    source = regressor_graphs("pose", Heads(head).eval(), Entrance(), (32, 32), feeds, ("body",))["pose"]
     graph = onnx_from_network(half_source(source) if half else source, tmp_path / "pose.onnx")
     assert graph.parity.worst < (5e-2 if half else 1e-4)
     feed = example_feed(source.inputs, {"batch": 4}, seed=9)

@@ -39,7 +39,7 @@ class Calls(nn.Module):
     ids=["map", "vector", "places"],
 )
 def test_any_form_of_descriptors_becomes_unit_places(forward: Callable[[Tensor], Tensor], places: int) -> None:
-    graphs = embedder_graphs(Calls(forward), Entrance(), 16, None)
+    graphs = embedder_graphs(Calls(forward), Entrance(), (16, 16), None)
     feed = example_feed(graphs["embedder"].inputs, {"batch": 2})
     descriptors = network_outputs(graphs["embedder"], graphs["embedder"].module, feed)["descriptors"]
     assert descriptors.shape == (2, places, 3)
@@ -55,7 +55,7 @@ def test_the_network_sees_normalised_channels() -> None:
         seen.append(x)
         return x
 
-    embedder_graphs(Calls(keep), Entrance((0, 0, 0), (1, 1, 1), bgr=True), 16, None)
+    embedder_graphs(Calls(keep), Entrance((0, 0, 0), (1, 1, 1), bgr=True), (16, 16), None)
     assert seen[0].shape == (2, 3, 16, 16)
     assert 0 <= float(seen[0].min()) < float(seen[0].max()) <= 1
 
@@ -66,7 +66,7 @@ def pose_of(crops: Tensor, K: Tensor, label: Tensor) -> tuple[Tensor, Tensor, Te
 
 
 def test_a_regressor_gets_its_feeds_by_name() -> None:
-    source = regressor_graphs("pose", Calls(pose_of), Entrance(), 16, ("label", "K", "crops"))["pose"]
+    source = regressor_graphs("pose", Calls(pose_of), Entrance(), (16, 16), ("label", "K", "crops"))["pose"]
     assert [spec.name for spec in source.inputs] == ["label", "K", "crops"]
     assert source.outputs == ("R", "t", "score")
     assert own_paths("pose", None)["regressor"].graph == "pose"
@@ -76,7 +76,9 @@ def test_a_dense_network_is_followed_by_the_recipes_solver() -> None:
     def maps(crops: Tensor) -> tuple[Tensor, Tensor]:
         return crops[:, 0].sigmoid(), crops.permute(0, 2, 3, 1)
 
-    assert regressor_graphs("correspondence", Calls(maps), Entrance(), 16, ("crops",))["correspondence"].outputs == (
+    assert regressor_graphs("correspondence", Calls(maps), Entrance(), (16, 16), ("crops",))[
+        "correspondence"
+    ].outputs == (
         "mask",
         "coords_m",
     )
@@ -120,7 +122,7 @@ R, T, SCORE = (lambda K: K), (lambda K: K[:, 0]), (lambda K: K[:, 0, 0])
 )
 def test_a_network_that_breaks_its_role_is_refused_with_what_it_gives(forward: Callable[..., Any], told: str) -> None:
     with pytest.raises(ExportError) as caught:
-        regressor_graphs("pose", Calls(forward), Entrance(), 16, ("crops", "K"))
+        regressor_graphs("pose", Calls(forward), Entrance(), (16, 16), ("crops", "K"))
     assert told in str(caught.value)
     assert "posekit.export.networks.geometry" in str(caught.value)
 
@@ -135,7 +137,7 @@ def test_a_network_that_breaks_its_role_is_refused_with_what_it_gives(forward: C
 )
 def test_an_embedder_that_gives_something_else_is_told_all_forms(forward: Callable[..., Any], told: str) -> None:
     with pytest.raises(ExportError) as caught:
-        embedder_graphs(Calls(forward), Entrance(), 16, None)
+        embedder_graphs(Calls(forward), Entrance(), (16, 16), None)
     assert told in str(caught.value)
     assert "(batch, C, h, w), (batch, L, C) or (batch, C)" in str(caught.value)
 
@@ -147,7 +149,7 @@ def test_a_detector_needs_whole_labels() -> None:
 
 def test_outputs_by_name_may_come_in_any_order() -> None:
     named = Calls(lambda crops, K: {"score": SCORE(K), "t": T(K), "R": R(K)})
-    source = regressor_graphs("pose", named, Entrance(), 16, ("crops", "K"))["pose"]
+    source = regressor_graphs("pose", named, Entrance(), (16, 16), ("crops", "K"))["pose"]
     feed = example_feed(source.inputs, {"batch": 2})
     found = network_outputs(source, source.module, feed)
     np.testing.assert_array_equal(found["R"], feed["K"])
@@ -157,4 +159,4 @@ def test_outputs_by_name_may_come_in_any_order() -> None:
 @pytest.mark.parametrize("feeds", [(), ("K",), ("crops", "depth"), ("crops", "crops")])
 def test_feeds_that_nobody_gives_are_refused(feeds: tuple[str, ...]) -> None:
     with pytest.raises(RecipeError, match="feeds"):
-        regressor_graphs("pose", Calls(pose_of), Entrance(), 16, feeds)
+        regressor_graphs("pose", Calls(pose_of), Entrance(), (16, 16), feeds)
