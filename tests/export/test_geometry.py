@@ -222,7 +222,8 @@ def test_heads_go_into_the_graph_and_run_in_onnx_runtime(head: str, half: bool, 
     graph = onnx_from_network(half_source(source) if half else source, tmp_path / "pose.onnx")
     assert graph.parity.worst < (5e-2 if half else 1e-4)
     feed = example_feed(source.inputs, {"batch": 4}, seed=9)
-    out = OrtSession(tmp_path / "pose.onnx", threads=1).run(feed)
+    ran = OrtSession(tmp_path / "pose.onnx", threads=1).run(feed)
+    out = {name: np.asarray(array, np.float64) for name, array in ran.items()}
     np.testing.assert_allclose(out["R"] @ out["R"].transpose(0, 2, 1), np.broadcast_to(np.eye(3), (4, 3, 3)), atol=1e-5)
     np.testing.assert_allclose(np.linalg.det(out["R"]), 1, atol=1e-5)
     assert (out["t"][:, 2] > 0).all()

@@ -96,7 +96,16 @@ def test_a_detector_has_a_fixed_image() -> None:
     assert source.outputs == ("boxes", "scores", "labels")
 
 
-R, T, SCORE = (lambda K: K), (lambda K: K[:, 0]), (lambda K: K[:, 0, 0])
+def R(K: Tensor) -> Tensor:
+    return K
+
+
+def T(K: Tensor) -> Tensor:
+    return K[:, 0]
+
+
+def SCORE(K: Tensor) -> Tensor:
+    return K[:, 0, 0]
 
 
 @pytest.mark.parametrize(
