@@ -1,4 +1,4 @@
-"""Objects of a recipe as a bundle keeps them: a manifest entry and a small mesh."""
+"""Objects of a recipe as a bundle keeps them: a manifest entry, a small mesh to draw, all vertices to measure on."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from posekit.runtime.symmetry import Symmetries, symmetries_from_bop
 if TYPE_CHECKING:  # a recipe opens torch, which a device that adds an object has not
     from posekit.export.recipe import ExportRecipe, ObjectRecipe
 
-MAX_FACES = 5000  # for overlays and error figures; banks are rendered from the whole mesh
+MAX_FACES = 5000  # for overlays; banks are rendered from the whole mesh, and errors are over all of its vertices
 
 
 @dataclass(frozen=True, eq=False)
@@ -41,6 +41,7 @@ def object_from_model(
 ) -> BundledObject:
     """kept: the mesh that the bundle carries, which may be a simpler one."""
     arrays: dict[str, npt.NDArray[Any]] = {
+        "points_m": model.vertices_m,
         "vertices_m": kept.vertices_m,
         "faces": kept.faces,
         "colours": kept.colours_rgb_u8,

@@ -76,6 +76,8 @@ def built_network(recipe: ExportRecipe, entry: NetworkRecipe) -> Network:
     if entry.system is not None:
         system = system_named(entry.system)
         crop = crop or system.crop
+        if not crop.is_square:
+            raise _wrong(entry, f"a crop of {crop.written_size}", f"a square one, which {entry.system} is made for")
         network, origin = _weighted(recipe, entry, lambda: _constructed(entry, system.network))
         graphs = _searching(_normalised(system.graphs(network, crop), entry), entry.bank.search)
         return Network(graphs, system.paths, crop, origin, _key(entry, origin))
@@ -86,10 +88,10 @@ def built_network(recipe: ExportRecipe, entry: NetworkRecipe) -> Network:
     network, origin = _weighted(recipe, entry, lambda: network_from_factory(name, entry.options, recipe.folder))
     entrance = Entrance(**entry.normalise.stated)
     if entry.role == "embedder":
-        graphs = embedder_graphs(network, entrance, crop.size_px, entry.threshold, entry.trunk)
+        graphs = embedder_graphs(network, entrance, crop.wh_px, entry.threshold, entry.trunk)
         graphs = _searching(graphs, entry.bank.search)
     else:
-        graphs = regressor_graphs(entry.role, network, entrance, crop.size_px, entry.feeds, entry.trunk)
+        graphs = regressor_graphs(entry.role, network, entrance, crop.wh_px, entry.feeds, entry.trunk)
     return Network(graphs, own_paths(entry.role, entry.solver), crop, origin, _key(entry, origin))
 
 

@@ -29,38 +29,66 @@ LAST_ROW = np.array([[0.0, 0.0, 1.0]])  # of a homogeneous affine matrix
 
 @dataclass(frozen=True)
 class CropPreset:
-    """How a box becomes a square crop. `rule` names a row of SIDE_PX.
+    """How a box becomes a crop. `rule` names a row of SIDES_PX.
 
-    size_px: side of the crop.  pad: factor on the box's longer side.  border_px: crop pixels kept free around the box
+    size_px: side of a square crop, or its width and height.  pad: factor on the box's sides.  border_px: crop pixels kept free around the box
     (rule "border").  blank_outside_box: zero what lies outside the box (systems P1 "aspect-pad").
     """
 
     rule: str
-    size_px: int
+    size_px: int | tuple[int, int]
     pad: float = 1.0
     border_px: float = 0.0
     blank_outside_box: bool = False
 
     def __post_init__(self) -> None:
         if (
-            self.rule not in SIDE_PX
-            or self.size_px < 8
+            self.rule not in SIDES_PX
+            or min(self.wh_px) < 8
             or not self.pad > 0
-            or not 0 <= 2 * self.border_px < self.size_px
+            or not 0 <= 2 * self.border_px < min(self.wh_px)
         ):
             raise InputError(
                 "crop preset",
                 got=str(self),
-                expected=f"rule in {sorted(SIDE_PX)}, size_px >= 8, pad > 0, 2 border_px < size_px",
+                expected=f"rule in {sorted(SIDES_PX)}, size_px >= 8, pad > 0, 2 border_px < size_px",
                 remedy="Correct the crop section of the recipe.",
             )
+        if self.is_square:  # one way to write one crop: banks are bound to it as written
+            object.__setattr__(self, "size_px", self.wh_px[0])
+
+    @property
+    def wh_px(self) -> tuple[int, int]:
+        """Width and height of the crop."""
+        return (self.size_px, self.size_px) if isinstance(self.size_px, int) else self.size_px
+
+    @property
+    def is_square(self) -> bool:
+        return self.wh_px[0] == self.wh_px[1]
+
+    @property
+    def side_px(self) -> int:
+        """Of a square crop; InputError for another."""
+        if not self.is_square:
+            raise InputError(
+                "crop size",
+                got=f"{self.wh_px[0]} x {self.wh_px[1]} px",
+                expected="a square",
+                remedy="Give size_px as one number: this network, or this use of a crop, is for squares.",
+            )
+        return self.wh_px[0]
+
+    @property
+    def written_size(self) -> str:
+        """For people: "96 px" or "192 x 256 px"."""
+        return " x ".join(str(side) for side in dict.fromkeys(self.wh_px)) + " px"
 
 
 @dataclass(frozen=True, eq=False)
 class Crop:
     """A crop and its geometry.
 
-    pixels: (S, S, 3) uint8 RGB.   warp: (2, 3) crop_from_image on pixels of `Intrinsics.ideal`.
+    pixels: (h, w, 3) uint8 RGB.   warp: (2, 3) crop_from_image on pixels of `Intrinsics.ideal`.
     K: (3, 3) of the crop, pixels.   box_xyxy_px: (4,) the box in that ideal image.
     """
 
@@ -70,27 +98,34 @@ class Crop:
     box_xyxy_px: Array
 
 
-def _longer_side(width_px: float, height_px: float, preset: CropPreset, image_wh_px: tuple[int, int]) -> float:
-    return preset.pad * max(width_px, height_px)
+Sides = tuple[float, float]
 
 
-def _clamped_side(width_px: float, height_px: float, preset: CropPreset, image_wh_px: tuple[int, int]) -> float:
-    return min(preset.pad * max(width_px, height_px), float(max(image_wh_px)))
+def _padded(box_wh_px: Sides, preset: CropPreset, image_wh_px: tuple[int, int]) -> Sides:
+    return preset.pad * box_wh_px[0], preset.pad * box_wh_px[1]
 
 
-def _bordered_side(width_px: float, height_px: float, preset: CropPreset, image_wh_px: tuple[int, int]) -> float:
-    return max(width_px, height_px) * preset.size_px / (preset.size_px - 2 * preset.border_px)
+def _clamped(box_wh_px: Sides, preset: CropPreset, image_wh_px: tuple[int, int]) -> Sides:
+    width_px, height_px = _padded(box_wh_px, preset, image_wh_px)
+    most = float(max(image_wh_px))
+    return min(width_px, most), min(height_px, most)
 
 
-def _whole_image(width_px: float, height_px: float, preset: CropPreset, image_wh_px: tuple[int, int]) -> float:
-    return float(max(image_wh_px))
+def _bordered(box_wh_px: Sides, preset: CropPreset, image_wh_px: tuple[int, int]) -> Sides:
+    (width_px, height_px), (crop_width, crop_height), border = box_wh_px, preset.wh_px, 2 * preset.border_px
+    return width_px * crop_width / (crop_width - border), height_px * crop_height / (crop_height - border)
 
 
-# The side of the square, in image pixels, about the box centre ("full": about the image centre). Systems P1.
-SIDE_PX: dict[str, Callable[[float, float, CropPreset, tuple[int, int]], float]] = {
-    "square": _longer_side,
-    "dzi": _clamped_side,
-    "border": _bordered_side,
+def _whole_image(box_wh_px: Sides, preset: CropPreset, image_wh_px: tuple[int, int]) -> Sides:
+    return float(image_wh_px[0]), float(image_wh_px[1])
+
+
+# Width and height, in image pixels, that the crop has to hold, about the box centre ("full": about the image centre).
+# Pixels stay square, so a crop of another aspect ratio shows more on two sides. Systems P1.
+SIDES_PX: dict[str, Callable[[Sides, CropPreset, tuple[int, int]], Sides]] = {
+    "square": _padded,
+    "dzi": _clamped,
+    "border": _bordered,
     "full": _whole_image,
 }
 
@@ -110,17 +145,19 @@ PRESETS: dict[str, CropPreset] = {
 
 def crop_warp(box_xyxy_px: npt.ArrayLike, preset: CropPreset, image_wh_px: tuple[int, int]) -> Array:
     """(2, 3) affine crop_from_image of a preset; pixel centres at integers on both sides."""
-    return _square_warp(_with_sides(checked_box(box_xyxy_px)), preset, image_wh_px)
+    return _box_warp(_with_sides(checked_box(box_xyxy_px)), preset, image_wh_px)
 
 
-def _square_warp(box_xyxy_px: Array, preset: CropPreset, image_wh_px: tuple[int, int]) -> Array:
+def _box_warp(box_xyxy_px: Array, preset: CropPreset, image_wh_px: tuple[int, int]) -> Array:
     x0, y0, x1, y1 = box_xyxy_px.tolist()  # Python's floats: NumPy's own take several times as long one by one
     centre_x, centre_y = (x0 + x1) / 2, (y0 + y1) / 2
     if preset.rule == "full":
         centre_x, centre_y = ((side_px - 1) / 2 for side_px in image_wh_px)
-    scale = preset.size_px / SIDE_PX[preset.rule](x1 - x0, y1 - y0, preset, image_wh_px)
-    middle = (preset.size_px - 1) / 2
-    return np.array([[scale, 0.0, middle - scale * centre_x], [0.0, scale, middle - scale * centre_y]])
+    width, height = preset.wh_px
+    width_px, height_px = SIDES_PX[preset.rule]((x1 - x0, y1 - y0), preset, image_wh_px)
+    scale = min(width / width_px, height / height_px)
+    middle_x, middle_y = (width - 1) / 2, (height - 1) / 2
+    return np.array([[scale, 0.0, middle_x - scale * centre_x], [0.0, scale, middle_y - scale * centre_y]])
 
 
 def crop(
@@ -130,9 +167,9 @@ def crop(
     preset: CropPreset,
     out: Image | None = None,
 ) -> Crop:
-    """Cut one square crop.
+    """Cut one crop.
 
-    image_rgb_u8: (H, W, 3).  box_xyxy_px: in pixels of that image.  out: (S, S, 3) uint8 buffer to write into.
+    image_rgb_u8: (H, W, 3).  box_xyxy_px: in pixels of that image.  out: (h, w, 3) uint8 buffer to write into.
     Outside the image, and beyond the lens's fold, is black. A distorted camera is undistorted here, and one whose pixels
     are not square is made so, once, for the pixels of the crop only.
     Raises InputError for a frame, box or camera that does not fit, among them BoxError for a box that shows nothing.
@@ -140,8 +177,8 @@ def crop(
     check_frame(image_rgb_u8, intrinsics)
     ideal = intrinsics.ideal
     box = _box_to_cut(checked_box(box_xyxy_px), intrinsics)
-    warp = _square_warp(box, preset, (ideal.width_px, ideal.height_px))
-    pixels = _warp_pixels(image_rgb_u8, warp, intrinsics, preset.size_px, out)
+    warp = _box_warp(box, preset, (ideal.width_px, ideal.height_px))
+    pixels = _warp_pixels(image_rgb_u8, warp, intrinsics, preset.wh_px, out)
     if preset.blank_outside_box:
         _blank_outside(pixels, warp, box)
     return Crop(pixels, warp, crop_K(warp, ideal.K), box)
@@ -255,7 +292,7 @@ def _with_sides(box_xyxy_px: Array) -> Array:
     return box_xyxy_px
 
 
-def _warp_pixels(image: Image, warp: Array, intrinsics: Intrinsics, size_px: int, out: Image | None) -> Image:
+def _warp_pixels(image: Image, warp: Array, intrinsics: Intrinsics, wh_px: tuple[int, int], out: Image | None) -> Image:
     import cv2
 
     image = np.ascontiguousarray(image)
@@ -264,8 +301,8 @@ def _warp_pixels(image: Image, warp: Array, intrinsics: Intrinsics, size_px: int
         if ideal_from_image is not None:
             scale, offset = ideal_from_image
             warp = np.column_stack([warp[:, :2] * scale, warp[:, :2] @ offset + warp[:, 2]])
-        return np.asarray(cv2.warpAffine(image, warp, (size_px, size_px), dst=out, flags=cv2.INTER_LINEAR), np.uint8)
-    rays = intrinsics.ideal.rays((_pixel_grid(size_px) - warp[:, 2]) / np.diag(warp))[..., :2]
+        return np.asarray(cv2.warpAffine(image, warp, wh_px, dst=out, flags=cv2.INTER_LINEAR), np.uint8)
+    rays = intrinsics.ideal.rays((_pixel_grid(wh_px) - warp[:, 2]) / np.diag(warp))[..., :2]
     source = pixels_from_rays(distort(rays, intrinsics.distortion, intrinsics.model), intrinsics.K)
     shown = within_fold(rays, intrinsics.distortion, intrinsics.model)
     if not shown.all():  # beyond it the model folds back: a mirrored copy of what is within
@@ -275,18 +312,18 @@ def _warp_pixels(image: Image, warp: Array, intrinsics: Intrinsics, size_px: int
 
 
 @cache
-def _pixel_grid(size_px: int) -> Array:
-    """(S, S, 2) float64: x, y of every pixel of a crop."""
-    return np.stack(np.meshgrid(np.arange(size_px), np.arange(size_px)), axis=-1).astype(np.float64)
+def _pixel_grid(wh_px: tuple[int, int]) -> Array:
+    """(h, w, 2) float64: x, y of every pixel of a crop."""
+    return np.stack(np.meshgrid(*map(np.arange, wh_px)), axis=-1).astype(np.float64)
 
 
 def _blank_outside(pixels: Image, warp: Array, box_xyxy_px: Array) -> None:
     """Zero, in place, the pixels whose centres lie outside the box."""
-    size = pixels.shape[0]
-    centres = np.arange(size)
+    height, width = pixels.shape[:2]
+    columns, rows = np.arange(width), np.arange(height)
     (x0, y0), (x1, y1) = (warp[:, :2] @ corner + warp[:, 2] for corner in (box_xyxy_px[:2], box_xyxy_px[2:]))
-    pixels[:, (centres < x0) | (centres > x1)] = 0
-    pixels[(centres < y0) | (centres > y1)] = 0
+    pixels[:, (columns < x0) | (columns > x1)] = 0
+    pixels[(rows < y0) | (rows > y1)] = 0
 
 
 def virtual_box_homography(intrinsics: Intrinsics, cam_from_obj: Pose, side_m: float, size_px: int) -> Array:

@@ -36,7 +36,7 @@ class CropBatch:
     """
 
     def __init__(self, preset: CropPreset, objects: Sequence[ObjectEntry], capacity: int) -> None:
-        size = preset.size_px
+        width, height = preset.wh_px
         self.preset, self.capacity = preset, capacity
         self._alone = OneAtATime("crop batch")
         self.crops: list[Crop] = []
@@ -45,7 +45,7 @@ class CropBatch:
         self.intrinsics: Intrinsics
         self._label_of = {entry.id: label for label, entry in enumerate(objects)}
         self.bbox_m = np.array([[entry.bbox_min_m, entry.bbox_max_m] for entry in objects], dtype=np.float32)
-        self._pixels = np.zeros((capacity, size, size, 3), dtype=np.uint8)
+        self._pixels = np.zeros((capacity, height, width, 3), dtype=np.uint8)
         self._arrays: dict[str, npt.NDArray[np.generic]] = {"crops": self._pixels}
         self._arrays |= {name: np.zeros((capacity, *shape), dtype) for name, (dtype, shape) in FEEDS.items()}
 

@@ -61,8 +61,8 @@ class ContinuousSymmetry:
 class ObjectEntry:
     """One object. bbox: of the mesh in the object frame.  symmetries_discrete: row-major 4x4, metres, identity left out.
 
-    model: member with `vertices_m` (V, 3) float32, `faces` (F, 3) int32 and `colours` (V, 3) uint8; for overlays and
-    error figures.
+    model: member with `vertices_m` (V, 3) float32, `faces` (F, 3) int32 and `colours` (V, 3) uint8, thinned, for overlays;
+    and `points_m` (P, 3) float32, all vertices of the mesh, for error figures.
     """
 
     id: int

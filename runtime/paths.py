@@ -156,7 +156,7 @@ class CorrespondencePath:
         with stage("solve"):
             K_crops = [crop.K for crop in batch.crops]
             return [
-                solved(mask, coords, K, batch.preset.size_px, self._solver, stage)
+                solved(mask, coords, K, batch.preset.wh_px, self._solver, stage)
                 for mask, coords, K in zip(out["mask"], out["coords_m"], K_crops, strict=True)
             ]
 
@@ -165,7 +165,7 @@ def solved(
     mask: npt.NDArray[Any],
     coords_m: npt.NDArray[Any],
     K_crop: Array,
-    crop_px: int,
+    crop_wh_px: tuple[int, int],
     solver: SolverEntry,
     stage: Stage = no_stage,
 ) -> Found:
@@ -182,7 +182,7 @@ def solved(
             remedy="Correct the graph's outputs.",
         )
     rows, columns = np.nonzero((mask > solver.mask_threshold) & np.isfinite(mask) & np.isfinite(coords_m).all(axis=2))
-    cell_px = crop_px / np.array([mask.shape[1], mask.shape[0]])
+    cell_px = np.array(crop_wh_px) / np.array([mask.shape[1], mask.shape[0]])
     pixels = (np.stack([columns, rows], axis=1) + 0.5) * cell_px - 0.5
     solution = solution_or_reason(coords_m[rows, columns], pixels, K_crop, solver, stage)
     if not isinstance(solution, Solution):

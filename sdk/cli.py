@@ -438,7 +438,7 @@ def systems(json: AsJson = False) -> None:
     from posekit.export.systems import SYSTEMS, system_named
 
     found = [system_named(name) for name in SYSTEMS]
-    rows = [(s.name, s.title, s.source, " ".join(s.paths), f"{s.crop.rule} {s.crop.size_px} px") for s in found]
+    rows = [(s.name, s.title, s.source, " ".join(s.paths), f"{s.crop.rule} {s.crop.written_size}") for s in found]
     columns = ("name", "title", "source", "paths", "crop")
     if json:
         render.show_json([dict(zip(columns, row, strict=True)) for row in rows])

@@ -358,7 +358,7 @@ def show_bundle(manifest: Manifest, where: str) -> None:
             _line(escape(f"{name} {precision} is held back, it runs only when asked for: {why}"))
     paths = [
         (name + " (default)" * (name == manifest.default_path), p.kind, p.graph, " ".join(map(str, p.object_ids)),
-         f"{p.crop.rule} {p.crop.size_px} px")
+         f"{p.crop.rule} {p.crop.written_size}")
         for name, p in manifest.paths.items()
     ]  # fmt: skip
     _table("paths", ("name", "kind", "graph", "objects", "crop"), paths)

@@ -166,7 +166,7 @@ def test_real_frames_are_fit(data_dir: Path, name: str, preset: str) -> None:
     facts = objects_from_models_info(data_dir / name / "models" / "models_info.json")
     objects = [ObjectEntry(i, str(i), f.diameter_m, (-1, -1, -1), (1, 1, 1), "x") for i, f in facts.items()]
     crop = PRESETS[preset]
-    inputs = (TensorSpec("crops", "uint8", ("batch", crop.size_px, crop.size_px, 3)),)
+    inputs = (TensorSpec("crops", "uint8", ("batch", crop.side_px, crop.side_px, 3)),)
     source = CropFeeds(recorded_frames(data_dir / name), boxes_from("gt"), objects, crop, inputs, 64)
     fitness = fitness_of(source, viewsphere(42))
     check_fitness(fitness)

@@ -16,7 +16,7 @@ from posekit.export import bank
 from posekit.export.bank import (
     BATCH,
     build_bank,
-    grid_side,
+    grid_wh,
     place_weights,
     template_box,
     template_camera,
@@ -254,9 +254,23 @@ def test_a_picture_that_shows_nothing_is_refused() -> None:
 @pytest.mark.parametrize("places", [2, 63, 200])
 def test_places_that_are_no_square_grid_are_refused(places: int, model: ObjectModel, tmp_path: Path) -> None:
     with pytest.raises(ExportError, match=f"{places} places"):
-        grid_side(places)
+        grid_wh(places, (64, 64))
     with pytest.raises(ExportError, match=f"{places} places"):
         build_bank(tmp_path / "bank", Patches(places), SHA, model, 7, PRESET, SMALL)
+
+
+@pytest.mark.parametrize(
+    ("places", "wh_px", "grid"),
+    [(768, (192, 256), (24, 32)), (768, (256, 192), (32, 24)), (8, (32, 64), (2, 4)), (1, (32, 48), (1, 1))],
+)
+def test_places_are_in_the_crops_aspect_ratio(places: int, wh_px: tuple[int, int], grid: tuple[int, int]) -> None:
+    assert grid_wh(places, wh_px) == grid
+
+
+@pytest.mark.parametrize(("places", "wh_px"), [(64, (32, 64)), (6, (64, 64)), (2, (32, 48)), (0, (32, 48))])
+def test_places_in_another_aspect_ratio_are_refused(places: int, wh_px: tuple[int, int]) -> None:
+    with pytest.raises(ExportError, match="aspect ratio"):
+        grid_wh(places, wh_px)
 
 
 def test_a_place_counts_when_any_pixel_of_the_object_is_in_it() -> None:
@@ -264,10 +278,10 @@ def test_a_place_counts_when_any_pixel_of_the_object_is_in_it() -> None:
     mask[8:16, 8:16] = True  # exactly one place of 8 x 8
     mask[40, 63] = True  # one pixel of another
     whole = crop_warp((-0.5, -0.5, 63.5, 63.5), PRESET, (64, 64))
-    weights = place_weights(mask, whole, 64, 64)
+    weights = place_weights(mask, whole, (64, 64), 64)
     assert np.flatnonzero(weights).tolist() == [1 * 8 + 1, 5 * 8 + 7]
     assert weights.max() == 0.5
-    assert place_weights(mask, whole, 64, 1).tolist() == [1.0]
+    assert place_weights(mask, whole, (64, 64), 1).tolist() == [1.0]
 
 
 def test_no_view_is_without_weights(toy: TemplateBank) -> None:

@@ -206,8 +206,27 @@ def test_the_bundle_says_what_it_is(exported: ExportReport, folder: Path) -> Non
 
 
 def test_the_bundle_estimates_poses(exported: ExportReport, folder: Path) -> None:
+    check_poses(exported.path, folder)
+
+
+@pytest.mark.parametrize(
+    ("wh_px", "places"), [((48, 64), 48), pytest.param((96, 64), 96, marks=pytest.mark.slow)], ids=["tall", "wide"]
+)
+def test_crops_need_not_be_square(wh_px: tuple[int, int], places: int, folder: Path) -> None:
+    """The bundle's graphs, its bank, its crops and its poses."""
+    size = f"size_px = {list(wh_px)}"
+    report = export_recipe(recipe(folder, HEAD, FIND.replace("size_px = 64", size)), folder / "oblong.posekit")
+    graph = report.manifest.graphs["find.embedder"]
+    assert graph.inputs[0].shape == ("batch", wh_px[1], wh_px[0], 3)
+    assert graph.outputs[0].shape[1] == places
+    assert report.manifest.paths["find"].crop.size_px == wh_px
+    check_poses(report.path, folder)
+
+
+def check_poses(path: Path, folder: Path) -> None:
+    """Views of its own bank are found again."""
     model = read_mesh(folder / "brick.ply", "mm")
-    with Bundle(exported.path) as bundle, PoseEstimator(bundle) as estimator:
+    with Bundle(path) as bundle, PoseEstimator(bundle) as estimator:
         bank = tensors_from_bytes(bundle.read("banks/find.brick.safetensors"), "bank").arrays
         errors = []
         for i in range(0, 168, 21):
@@ -325,6 +344,11 @@ TRAM = '[[networks]]\nname = "find"\nsystem = "tram3d"\ncheckpoint = "random"\n'
         ((HEAD, FIND.replace("[[networks]]", "[[networks]]\noptions = {depth = 3}")), RecipeError, "depth"),
         ((HEAD, TRAM.replace("tram3d", "tram4d")), RecipeError, "tram3d"),
         ((HEAD, TRAM + "options = {width = 3}\n"), RecipeError, "width"),
+        (
+            (HEAD, TRAM + 'crop = {rule = "square", size_px = [224, 128]}\n'),
+            RecipeError,
+            "224 x 128 px, expected a square",
+        ),
         (
             (HEAD, TRAM + 'solver = {method = "epnp-ransac", iterations = 1, reprojection_px = 1}\n'),
             RecipeError,

@@ -109,7 +109,7 @@ network = "keynets:Embedder"
 role = "embedder"
 checkpoint = "random"
 crop = {rule = "square", size_px = 32}
-bank = {sphere = 42, in_plane_steps = 2, max_angle_deg = 60}
+bank = {sphere = 42, in_plane_steps = 2, search = "flat", max_angle_deg = 60}
 """
 POSE = """
 [[networks]]
@@ -405,8 +405,13 @@ CASES: dict[str, tuple[Made, str, str, str]] = {
     "NetworkRecipe.options": (networks, LOOK, "bank =", "options = {channels = 5}\nbank ="),
     "NetworkRecipe.crop": (crops, GUESS, 'crop = {rule = "square", size_px = 32}', 'crop = "full-512"'),
     "NetworkRecipe.objects": (manifest, TWO, "bank =", "objects = [2]\nbank ="),
-    "NetworkRecipe.bank": (bank, LOOK, LOOK[LOOK.index("bank =") :], "bank = {sphere = 42, in_plane_steps = 1}"),
-    "NetworkRecipe.solver": (solver, SOLVED, "reprojection_px = 2", "reprojection_px = 2, refine = false"),
+    "NetworkRecipe.bank": (
+        bank,
+        LOOK,
+        LOOK[LOOK.index("bank =") :],
+        'bank = {sphere = 42, in_plane_steps = 1, search = "flat"}',
+    ),
+    "NetworkRecipe.solver": (solver, SOLVED, "iterations = 100", "iterations = 1"),
     "NetworkRecipe.normalise": (networks, OBJECTS + SYSTEM, "options", "normalise = {bgr = true}\noptions"),
     "NetworkRecipe.feeds": (networks, GUESS, "crop =", 'feeds = ["crops", "box"]\ncrop ='),
     "NetworkRecipe.threshold": (networks, LOOK, "crop =", "threshold = 0.9\ncrop ="),
@@ -416,12 +421,12 @@ CASES: dict[str, tuple[Made, str, str, str]] = {
     "NormaliseRecipe.bgr": (networks, LOOK, "crop =", "normalise = {bgr = true}\ncrop ="),
     "BankRecipe.sphere": (bank, LOOK, "sphere = 42", "sphere = 162"),
     "BankRecipe.in_plane_steps": (bank, LOOK, "steps = 2", "steps = 3"),
-    "BankRecipe.in_plane": (bank, LOOK.replace("steps = 2", "steps = 3"), "max_", 'in_plane = "rotate", max_'),
+    "BankRecipe.in_plane": (bank, LOOK.replace("steps = 2", "steps = 3"), "max_", 'in_plane = "render", max_'),
     "BankRecipe.max_angle_deg": (bank, LOOK, "= 60", "= 90"),
     "BankRecipe.distance_m": (bank, LOOK, "max_", "distance_m = 3, max_"),
-    "BankRecipe.precision": (bank, LOOK, "max_", 'precision = "fp16", max_'),
+    "BankRecipe.precision": (bank, LOOK, "max_", 'precision = "fp32", max_'),
     "BankRecipe.supersample": (bank, LOOK, "max_", "supersample = 1, max_"),
-    "BankRecipe.search": (networks, LOOK, "max_", 'search = "coarse", max_'),
+    "BankRecipe.search": (networks, LOOK, '"flat"', '"coarse"'),
     "CropPreset.rule": (crops, GUESS, '"square"', '"dzi"'),
     "CropPreset.size_px": (crops, GUESS, "= 32", "= 48"),
     "CropPreset.pad": (crops, GUESS, "size_px", "pad = 1.5, size_px"),
@@ -432,7 +437,6 @@ CASES: dict[str, tuple[Made, str, str, str]] = {
     "SolverEntry.reprojection_px": (solver, SOLVED, "px = 2", "px = 1"),
     "SolverEntry.min_correspondences": (solver, SOLVED, "px = 2", "px = 2, min_correspondences = 5"),
     "SolverEntry.mask_threshold": (solver, SOLVED, "px = 2", "px = 2, mask_threshold = 0.9"),
-    "SolverEntry.refine": (solver, SOLVED, "px = 2", "px = 2, refine = false"),
     "ExportRecipe.detector": (manifest, LOOK, "[[networks]]", f"{DETECTOR}[[networks]]"),
     "DetectorRecipe.onnx": (detector, DETECTED_ONNX, "yolo.onnx", "yolo2.onnx"),
     "DetectorRecipe.network": (detector, DETECTED, ":Detector", ":OtherDetector"),

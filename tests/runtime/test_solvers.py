@@ -214,16 +214,28 @@ def test_perfect_maps_give_the_pose_back() -> None:
     u = K @ truth.t_m / truth.t_m[2]
     K_crop = np.array([[1, 0, 64 - u[0]], [0, 1, 64 - u[1]], [0, 0, 1.0]]) @ K
     mask, coords = perfect_maps(truth, K_crop)
-    found = solved(mask, coords, K_crop, 128, SOLVER)
+    found = solved(mask, coords, K_crop, (128, 128), SOLVER)
     assert isinstance(found, Hypothesis)
     assert rotation_angle_rad(found.cam_from_obj.R, truth.R) < 1e-3
     assert np.allclose(found.cam_from_obj.t_m, truth.t_m, atol=1e-4)
     assert found.score == pytest.approx(1.0)
 
 
+def test_maps_need_not_be_square() -> None:
+    """The middle of a square crop's maps, whose camera is then 16 px farther to the left."""
+    truth = Pose.from_rotvec([0.4, -0.9, 0.2], [0.02, -0.01, 0.9])
+    K_crop = np.array([[1, 0, 64 - 320], [0, 1, 64 - 240], [0, 0, 1.0]]) @ K
+    mask, coords = perfect_maps(truth, K_crop)
+    K_oblong = np.array([[1, 0, -16], [0, 1, 0], [0, 0, 1.0]]) @ K_crop
+    found = solved(mask[:, 4:28], coords[:, 4:28], K_oblong, (96, 128), SOLVER)
+    assert isinstance(found, Hypothesis)
+    assert rotation_angle_rad(found.cam_from_obj.R, truth.R) < 1e-3
+    assert np.allclose(found.cam_from_obj.t_m, truth.t_m, atol=1e-4)
+
+
 def test_an_empty_mask_is_no_pose() -> None:
     nothing = np.zeros((32, 32), np.float32), np.zeros((32, 32, 3), np.float32)
-    assert solved(*nothing, K, 128, SOLVER) is Reason.TOO_FEW_CORRESPONDENCES
+    assert solved(*nothing, K, (128, 128), SOLVER) is Reason.TOO_FEW_CORRESPONDENCES
 
 
 def test_maps_with_nan_use_the_rest() -> None:
@@ -231,7 +243,7 @@ def test_maps_with_nan_use_the_rest() -> None:
     K_crop = np.array([[1, 0, 64 - 320], [0, 1, 64 - 240], [0, 0, 1.0]]) @ K
     mask, coords = perfect_maps(truth, K_crop)
     coords[:16] = np.nan
-    found = solved(mask, coords, K_crop, 128, SOLVER)
+    found = solved(mask, coords, K_crop, (128, 128), SOLVER)
     assert isinstance(found, Hypothesis)
     assert rotation_angle_rad(found.cam_from_obj.R, truth.R) < 1e-2
 

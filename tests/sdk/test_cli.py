@@ -78,7 +78,8 @@ def bundle(tmp_path: Path) -> Path:
         default_path="direct",
         files={},
     )
-    members = {"pose.onnx": pose_graph(), "cube.safetensors": bytes(save({"vertices_m": CORNERS, "faces": FACES}))}
+    cube = bytes(save({"points_m": CORNERS, "vertices_m": CORNERS, "faces": FACES}))
+    members = {"pose.onnx": pose_graph(), "cube.safetensors": cube}
     pack_bundle(tmp_path / "toy.posekit", manifest, members)
     return tmp_path / "toy.posekit"
 
@@ -496,7 +497,7 @@ def test_bank_build_replaces_one_bank_and_nothing_else(tmp_path: Path) -> None:
         default_path="bank",
         files={},
     )
-    model = bytes(save({"vertices_m": CORNERS, "faces": FACES}))
+    model = bytes(save({"points_m": CORNERS, "vertices_m": CORNERS, "faces": FACES}))
     members = {"e.onnx": embedder_graph(), "cube.safetensors": model, "cube.bank": b"old"}
     path = tmp_path / "toy.posekit"
     pack_bundle(path, manifest, members)

@@ -57,7 +57,7 @@ class Loud(nn.Module):
 
 
 def source(network: nn.Module, trunk: tuple[str, ...] = ()) -> GraphSource:
-    return embedder_graphs(network.eval(), Entrance(), 16, None, trunk)["embedder"]
+    return embedder_graphs(network.eval(), Entrance(), (16, 16), None, trunk)["embedder"]
 
 
 def feeds(source: GraphSource, count: int = 3) -> Iterator[Arrays]:
