@@ -8,7 +8,16 @@ from dataclasses import dataclass
 from posekit.export.lint.lint_file import model_from_bytes
 from posekit.export.steps import Keeping
 from posekit.export.verify.causes import causes_of, lint_sentences
-from posekit.export.verify.gates import AnyFigures, GateResult, Gates, Outcome, file_result, judged, outcome_of
+from posekit.export.verify.gates import (
+    AnyFigures,
+    GateResult,
+    Gates,
+    Outcome,
+    file_result,
+    judged,
+    of_differences,
+    outcome_of,
+)
 from posekit.export.verify.half_arithmetic import HalfArithmetic, half_arithmetic, has_halves
 from posekit.export.verify.reference import (
     DETECTOR,
@@ -25,7 +34,7 @@ from posekit.runtime.errors import BackendError, CalibrationError
 from posekit.runtime.manifest import Precision
 
 AnyReference = PoseReference | BoxReference
-ASKED_SAMPLES = 4
+HALF_SAMPLES, ASKED_SAMPLES = 4, 8  # that float16 is tried on, and that causes are looked for on
 UNBOUND = "no backend at hand takes it of its own accord, and ONNX Runtime was not asked: leave --backend out"
 
 
@@ -169,7 +178,6 @@ def _verdicts(reference: AnyReference, backends: Sequence[str], gates: Gates) ->
     """The reference's own first: what it is held against is its recording and, where that has one, the truth."""
     checked: dict[Precision, _Checked] = {}  # a file is the same on every backend
     variants = _variants(reference, backends)
-    anyway: set[str] = set()  # gates that fp32 itself misses: no file is to blame for these
     for backend, precision in ((REFERENCE_BACKEND, REFERENCE_PRECISION), *variants):
         itself = (backend, precision) == (REFERENCE_BACKEND, REFERENCE_PRECISION)
         found = _compared(reference, backend, precision, itself)
@@ -177,7 +185,7 @@ def _verdicts(reference: AnyReference, backends: Sequence[str], gates: Gates) ->
             checked[precision] = _checked(reference, precision)
         results = judged(found.figures, reference.floors, gates, reference.trained, itself)
         results += checked[precision].results(gates)
-        missed = {result.gate for result in results if result.verdict == "missed"}
+        missed = [result.gate for result in results if result.verdict == "missed"]
         yield Verdict(
             path=reference.name,
             precision=precision,
@@ -187,15 +195,16 @@ def _verdicts(reference: AnyReference, backends: Sequence[str], gates: Gates) ->
             binding=itself or _binds(backend, precision, variants),
             figures=found.figures,
             gates=results,
-            causes=_causes(reference, precision, checked[precision]) if missed - anyway else (),
+            causes=_causes(reference, precision, checked[precision], missed),
         )
-        anyway |= missed if itself else set()
 
 
-def _causes(reference: AnyReference, precision: Precision, checked: _Checked) -> tuple[str, ...]:
-    """Asked of a few samples: what is broken is broken on each."""
-    told = checked.lint + ((f"true float16: {checked.half.first}",) if checked.half and checked.half.first else ())
-    if precision == REFERENCE_PRECISION:
+def _causes(reference: AnyReference, precision: Precision, checked: _Checked, missed: Sequence[str]) -> tuple[str, ...]:
+    """What is known of the gates that are missed, on a few samples: what is broken is broken on most."""
+    told = checked.lint if "lint_errors" in missed else ()
+    if "half_output" in missed and checked.half and checked.half.first:
+        told += (f"in true float16 {checked.half.first}",)
+    if precision == REFERENCE_PRECISION or not any(map(of_differences, missed)):
         return told
     return (*told, *causes_of(reference.bundle, reference.graph, precision, reference.feeds(ASKED_SAMPLES)))
 
@@ -208,7 +217,7 @@ def _checked(reference: AnyReference, precision: Precision) -> _Checked:
     def checked() -> _Checked:
         reference.progress(stage, 0, 1)
         model = model_from_bytes(bytes(reference.bundle.read(member)), member)
-        half = half_arithmetic(model, reference.feeds(ASKED_SAMPLES)) if has_halves(model) else None
+        half = half_arithmetic(model, reference.feeds(HALF_SAMPLES)) if has_halves(model) else None
         reference.progress(stage, 1, 1)
         return _Checked(len(model.graph.node), lint_sentences(model), half)
 

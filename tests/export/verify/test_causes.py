@@ -20,7 +20,7 @@ from posekit.cli import app
 from posekit.export.pack import Content, pack_bundle
 from posekit.export.pipeline import export_recipe
 from posekit.export.recipe import recipe_from_toml
-from posekit.export.verify.causes import node_errors
+from posekit.export.verify.causes import Pair, node_errors
 from posekit.runtime.bundle import Bundle
 
 torch.set_num_threads(1)
@@ -114,6 +114,6 @@ def test_the_layers_of_a_sound_file_stay_near(workshop: Path) -> None:
         "K": np.array([[[150, 0, 80], [0, 150, 60], [0, 0, 1]]], np.float32),
     }
     for other, least, most in (("fp32", 0.0, 0.0), ("fp16", 1e-6, 0.01), ("int8", 1e-6, 0.2)):
-        nodes = node_errors(models["fp32"], models[other], [feed])
+        nodes = node_errors(Pair(models["fp32"], models[other], [feed]))
         assert {"network.trunk.0.0/Conv", LAYER} <= {each.node for each in nodes}
         assert least <= max(each.error for each in nodes) <= most
