@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from posekit.export.lint.lint_file import model_from_bytes
@@ -67,18 +67,22 @@ class Verdict:
 
 @dataclass(frozen=True)
 class Unjudged:
-    """A path or the detector, or one of its variants, of which nothing can be said, and why. precision: None for all."""
+    """A path or the detector, or one of its variants, of which nothing can be said, and why.
+
+    precision: None for all.   binding: as of a `Verdict`.
+    """
 
     path: str
     precision: Precision | None
     why: str
+    binding: bool = True
 
 
 @dataclass(frozen=True)
 class Verification:
     """floors: path -> the reference against itself under noise, per draw.  skipped: backends that do not run here, and why.
 
-    unjudged: what has no verdict that binds, which makes the whole undecided.
+    unjudged: what has no verdict; where one would bind, the whole is undecided.
     """
 
     n_samples: int
@@ -93,7 +97,9 @@ class Verification:
         found = {verdict.outcome for verdict in self.verdicts if verdict.binding}
         if "missed" in found:
             return "missed"
-        return "undecided" if "undecided" in found or self.unjudged or not found else "held"
+        return (
+            "undecided" if "undecided" in found or any(each.binding for each in self.unjudged) or not found else "held"
+        )
 
     def undecided(self) -> dict[tuple[str, Precision], str]:
         """Path (or the detector) and precision of every variant beside fp32 whose verdict is open -> why, a sentence."""
@@ -105,7 +111,11 @@ class Verification:
             for verdict in self.verdicts
             if verdict.binding and verdict.outcome == "undecided"
         }
-        found |= {(each.path, each.precision): f"undecided: {each.why}" for each in self.unjudged if each.precision}
+        found |= {
+            (each.path, each.precision): f"undecided: {each.why}"
+            for each in self.unjudged
+            if each.precision and each.binding
+        }
         return {key: why for key, why in found.items() if key[1] != REFERENCE_PRECISION}
 
     @property
@@ -160,8 +170,8 @@ def verify_bundle(
             unjudged.append(Unjudged(name, None, str(error)))
             continue
         floors[name] = reference.floors
-        verdicts += _verdicts(reference, wanted, gates)
-        unjudged += [Unjudged(name, precision, UNBOUND) for precision in _unbound(reference, wanted)]
+        found, without = _judged(reference, wanted, gates)
+        verdicts, unjudged = verdicts + found, unjudged + without
     return Verification(len(samples), floors, tuple(verdicts), tuple(skipped), tuple(unjudged))
 
 
@@ -174,29 +184,42 @@ def _reference(
     return PoseReference.of(bundle, name, samples, progress, steps)
 
 
-def _verdicts(reference: AnyReference, backends: Sequence[str], gates: Gates) -> Iterator[Verdict]:
-    """The reference's own first: what it is held against is its recording and, where that has one, the truth."""
-    checked: dict[Precision, _Checked] = {}  # a file is the same on every backend
+def _judged(reference: AnyReference, backends: Sequence[str], gates: Gates) -> tuple[list[Verdict], list[Unjudged]]:
+    """The reference's own verdict first: what that is held against is its recording and, where there is one, the truth."""
+    files: dict[Precision, _Checked] = {}
+    verdicts = [_verdict(reference, REFERENCE_BACKEND, REFERENCE_PRECISION, True, gates, files)]
+    unjudged = [Unjudged(reference.name, precision, UNBOUND) for precision in _unbound(reference, backends)]
     variants = _variants(reference, backends)
-    for backend, precision in ((REFERENCE_BACKEND, REFERENCE_PRECISION), *variants):
-        itself = (backend, precision) == (REFERENCE_BACKEND, REFERENCE_PRECISION)
-        found = _compared(reference, backend, precision, itself)
-        if precision not in checked:
-            checked[precision] = _checked(reference, precision)
-        results = judged(found.figures, reference.floors, gates, reference.trained, itself)
-        results += checked[precision].results(gates)
-        missed = [result.gate for result in results if result.verdict == "missed"]
-        yield Verdict(
-            path=reference.name,
-            precision=precision,
-            backend=backend,
-            ran_on=found.ran_on,
-            trained=reference.trained,
-            binding=itself or _binds(backend, precision, variants),
-            figures=found.figures,
-            gates=results,
-            causes=_causes(reference, precision, checked[precision], missed),
-        )
+    for backend, precision in variants:
+        binding = _binds(backend, precision, variants)
+        try:
+            verdicts.append(_verdict(reference, backend, precision, binding, gates, files))
+        except BackendError as error:  # a file that nobody opens costs itself
+            unjudged.append(Unjudged(reference.name, precision, f"{backend} does not run it: {error}", binding))
+    return verdicts, unjudged
+
+
+def _verdict(
+    reference: AnyReference,
+    backend: str,
+    precision: Precision,
+    binding: bool,
+    gates: Gates,
+    files: dict[Precision, _Checked],
+) -> Verdict:
+    """files: what is known of each file already, which is the same on every backend."""
+    itself = (backend, precision) == (REFERENCE_BACKEND, REFERENCE_PRECISION)
+    found = _compared(reference, backend, precision, itself)
+    if precision not in files:
+        files[precision] = _checked(reference, precision)
+    results = judged(found.figures, reference.floors, gates, reference.trained, itself) + files[precision].results(
+        gates
+    )
+    missed = [result.gate for result in results if result.verdict == "missed"]
+    causes = _causes(reference, precision, files[precision], missed)
+    return Verdict(
+        reference.name, precision, backend, found.ran_on, reference.trained, binding, found.figures, results, causes
+    )
 
 
 def _causes(reference: AnyReference, precision: Precision, checked: _Checked, missed: Sequence[str]) -> tuple[str, ...]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -90,7 +91,7 @@ def maker(model: ModelProto, tensor: str) -> NodeProto:
     return found
 
 
-def constant(model: ModelProto, name: str) -> npt.NDArray[np.generic]:
+def constant(model: ModelProto, name: str) -> npt.NDArray[Any]:
     return np.array(numpy_helper.to_array(next(t for t in model.graph.initializer if t.name == name)))
 
 
@@ -102,7 +103,7 @@ def put(model: ModelProto, name: str, value: npt.NDArray[np.generic]) -> None:
     model.graph.initializer.append(numpy_helper.from_array(np.ascontiguousarray(value), name))
 
 
-def behind(model: ModelProto, tensor: str, op: str, *values: npt.NDArray[np.generic], **attributes: object) -> None:
+def behind(model: ModelProto, tensor: str, op: str, *values: npt.NDArray[np.generic], **attributes: Any) -> None:
     """One more operator behind the node that makes a tensor; all who read the tensor read the new one."""
     source = maker(model, tensor)
     source.output[list(source.output).index(tensor)] = f"{tensor}/before"
