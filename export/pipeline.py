@@ -171,7 +171,10 @@ def _add_graph(
 
 
 def _add_variants(draft: _Draft, out: Path) -> tuple[tuple[GraphVariants, ...], Verification]:
-    """Make and verify the recipe's variants. GateError, with reports beside `out`, where one misses a gate."""
+    """Make and verify the recipe's variants. GateError, with reports beside `out`, where one misses a gate.
+
+    One that the crops cannot decide on is in the bundle, held back: it is never taken of its own accord.
+    """
     inputs, folder, progress = draft.inputs, draft.folder, draft.progress
     recipe = inputs.recipe
     plain = pack_bundle(folder / "fp32.posekit", _manifest(draft), draft.members).path
@@ -186,8 +189,12 @@ def _add_variants(draft: _Draft, out: Path) -> tuple[tuple[GraphVariants, ...], 
     with Bundle(mixed) as bundle:
         verification = verify_bundle(bundle, inputs.samples, recipe.gates, progress, steps=draft.steps)
     reports = _precision_reports(recipe.name, made.graphs, verification)
-    if not verification.passed:
+    if verification.outcome == "missed":
         raise _gate_missed(verification, out, reports)
+    for (path, precision), why in verification.undecided().items():
+        graph = DETECTOR if path == DETECTOR else draft.paths[path].graph
+        entry = draft.graphs[graph]
+        draft.graphs[graph] = replace(entry, held_back=entry.held_back | {precision: why})
     for name, (file, content) in reports.items():
         draft.members[f"reports/{file}"] = content
         draft.reports[name] = f"reports/{file}"

@@ -1,13 +1,14 @@
 """Why a variant misses its gates: the node at which its numbers leave the others', named only where swapping proves it.
 
-A node is to blame when the graph comes right with this node's output as in the sound file, and stays wrong with everything
-that the node is given as in the sound file.
+A node is to blame when most of the error goes with this node's output as in the sound file, and stays with everything that
+the node is given as in the sound file. Errors of independent sources add in squares: what is asked of is the square.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 import numpy.typing as npt
@@ -24,11 +25,14 @@ from posekit.runtime.bundle import Bundle
 from posekit.runtime.manifest import Precision
 from posekit.runtime.tensor import Feed
 
-LEAST_ERROR, LEAST_JUMP = 0.05, 3.0  # of a node that is looked at; healthy int8 grows by less from node to node
-RESOLUTION = 0.01  # errors below that are all alike
-CURED, KEPT = 0.3, 0.5  # share of the error that is left at most, or at least
+LEAST_LEAP = 3.0  # of a node's error over what it is given; healthy int8 grows by less from node to node
+RESOLUTION = 0.005  # errors below that are all alike
+SAME = 0.01  # a file whose outputs are as near as that is not to blame
+CURED, KEPT = 0.5, 0.5  # share of the squared error that is left at most, or at least
 MOST_SUSPECTS = 6  # that are tried, those that leap most
 SHOWN = 3
+Tensor = npt.NDArray[np.generic]
+OF_PRECISION = ("Cast", "QuantizeLinear", "DequantizeLinear")
 FLOATS = (TensorProto.FLOAT, TensorProto.FLOAT16)
 
 
@@ -37,7 +41,7 @@ class NodeError:
     """One tensor that both graphs have. node: that makes it, or the output's name.  tensors: its names in both graphs.
 
     error: relative RMS of the difference.   given: the largest error of `sources`, the nearest such tensors that it is made
-    from, of which it has the places.
+    from, of which it has the places.   between: nodes on the way from there that only the suspect has, casts and Q/DQ aside.
     """
 
     node: str
@@ -45,6 +49,7 @@ class NodeError:
     error: float
     given: float
     sources: tuple[int, ...]
+    between: tuple[str, ...]
 
     @property
     def leap(self) -> float:
@@ -52,12 +57,50 @@ class NodeError:
 
 
 @dataclass(frozen=True, eq=False)
-class _Pair:
-    """A sound graph, a suspect one, and what both have in common."""
+class Pair:
+    """A sound graph and a suspect one, and a few feeds for both."""
 
     sound: ModelProto
     suspect: ModelProto
     feeds: Sequence[Feed]
+
+    @cached_property
+    def kinds(self) -> tuple[Mapping[str, int], Mapping[str, int]]:
+        """Tensor -> its type, in each."""
+        return element_types(self.sound), element_types(self.suspect)
+
+    @cached_property
+    def outputs(self) -> list[str]:
+        """Those of floating point that both have."""
+        return [o.name for o in self.sound.graph.output if all(kinds.get(o.name) in FLOATS for kinds in self.kinds)]
+
+    @cached_property
+    def right(self) -> list[Sequence[Tensor]]:
+        """The sound graph's outputs, feed by feed."""
+        session = watched_session(self.sound, self.outputs)
+        return [session.run(None, dict(feed)) for feed in self.feeds]
+
+    def off(self, put: Mapping[str, Sequence[Tensor]]) -> float:
+        """How far the suspect's outputs are off with these tensors put in place: of the worst output, RMS over the feeds."""
+        kinds = self.kinds[1]
+        inner = [name for name in put if name not in self.outputs]
+        session = watched_session(with_tensors_as_inputs(self.suspect, inner, kinds), self.outputs)
+        worst = []
+        for turn, (feed, right) in enumerate(zip(self.feeds, self.right, strict=True)):
+            fed: Arrays = {name: put[name][turn].astype(helper.tensor_dtype_to_np_dtype(kinds[name])) for name in inner}
+            found = session.run(None, dict(feed) | fed)
+            rows = zip(self.outputs, right, found, strict=True)
+            worst.append(max(0.0 if name in put else _difference(a, b) for name, a, b in rows))
+        return float(np.sqrt(np.mean(np.square(worst))))
+
+    def values(self, nodes: Sequence[NodeError]) -> dict[str, list[Tensor]]:
+        """What these nodes make in the sound graph, by the suspect's names, feed by feed."""
+        if not nodes:
+            return {}
+        names = list(dict.fromkeys(node.tensors for node in nodes))
+        session = watched_session(self.sound, [a for a, _ in names])
+        runs = [session.run(None, dict(feed)) for feed in self.feeds]
+        return {b: [run[k] for run in runs] for k, (_, b) in enumerate(names)}
 
 
 def causes_of(bundle: Bundle, graph: str, precision: Precision, feeds: Sequence[Feed]) -> tuple[str, ...]:
@@ -84,22 +127,22 @@ def lint_sentences(model: ModelProto) -> tuple[str, ...]:
 
 def cause(sound: ModelProto, suspect: ModelProto, feeds: Sequence[Feed], base: str) -> str:
     """One sentence. base: what the sound file is called."""
-    pair = _Pair(sound, suspect, feeds)
-    nodes = node_errors(sound, suspect, feeds)
-    off = _off(pair, {})
-    if off < RESOLUTION:
+    pair = Pair(sound, suspect, feeds)
+    nodes = node_errors(pair)
+    off = pair.off({})
+    if off < SAME:
         return (
-            f"the file is not to blame: on ONNX Runtime its outputs are within {RESOLUTION:.0%} of those of {base}; "
+            f"the file is not to blame: on ONNX Runtime its outputs are within {SAME:.0%} of those of {base}; "
             "look at the backend"
         )
-    suspects = sorted((n for n in nodes if n.error >= LEAST_ERROR and n.leap >= LEAST_JUMP), key=lambda n: -n.leap)
+    suspects = sorted((n for n in nodes if n.leap >= LEAST_LEAP), key=lambda n: -n.leap)
     for each in sorted(suspects[:MOST_SUSPECTS], key=nodes.index):
-        cured = _off(pair, _values(pair, [each]))
-        kept = _off(pair, _values(pair, [nodes[k] for k in each.sources]))
-        if cured <= CURED * off and kept >= KEPT * off:
+        cured, kept = (pair.off(pair.values(put)) for put in ([each], [nodes[k] for k in each.sources]))
+        if cured**2 <= CURED * off**2 and kept**2 >= KEPT * off**2:
             where = "" if each.node in _up_to_last_product(suspect) else " after the last product"
+            own = f" (with {', '.join(each.between[:SHOWN])}, not in {base})" if each.between else ""
             return (
-                f"the numbers leave those of {base} at {each.node}{where}: {each.error:.0%} off, what it is given "
+                f"the numbers leave those of {base} at {each.node}{own}{where}: {each.error:.0%} off, what it is given "
                 f"{each.given:.1%}; with its output as in {base} the graph is {cured:.1%} off instead of {off:.0%}"
             )
     tried = (
@@ -112,26 +155,28 @@ def cause(sound: ModelProto, suspect: ModelProto, feeds: Sequence[Feed], base: s
     return f"the cause was not found: the outputs are {off:.0%} off those of {base}, {tried}{most}"
 
 
-def node_errors(sound: ModelProto, suspect: ModelProto, feeds: Sequence[Feed]) -> list[NodeError]:
+def node_errors(pair: Pair) -> list[NodeError]:
     """Of every floating-point node that both graphs have under one name, and of every such output, in the order of the graph."""
-    places = _shared(sound, suspect)
+    places = _shared(pair)
     if not places:
         return []
-    sides = [watched_session(m, [t[i] for t in places.values()]) for i, m in enumerate((sound, suspect))]
+    models = (pair.sound, pair.suspect)
+    sides = [watched_session(m, [tensors[i] for tensors in places.values()]) for i, m in enumerate(models)]
     errors = np.zeros(len(places))
-    for feed in feeds:
+    for feed in pair.feeds:
         a, b = (side.run(None, dict(feed)) for side in sides)
         errors = np.maximum(errors, [_difference(x, y) for x, y in zip(a, b, strict=True)])
     found: list[NodeError] = []
-    for (node, tensors), sources, error in zip(places.items(), _sources(suspect, places), errors, strict=True):
+    upstream = _upstream(pair.suspect, places)
+    for (node, tensors), (sources, between), error in zip(places.items(), upstream, errors, strict=True):
         given = max((float(errors[k]) for k in sources), default=0.0)
-        found.append(NodeError(node, tensors, float(error), given, sources))
+        found.append(NodeError(node, tensors, float(error), given, sources, between))
     return found
 
 
-def _shared(sound: ModelProto, suspect: ModelProto) -> dict[str, tuple[str, str]]:
+def _shared(pair: Pair) -> dict[str, tuple[str, str]]:
     """Node -> its first output in both graphs, in the suspect's order; then outputs of the graph that no such node makes."""
-    kinds = element_types(sound), element_types(suspect)
+    sound, suspect, kinds = pair.sound, pair.suspect, pair.kinds
     own = {node.name: node for node in sound.graph.node if node.name}
     found = {
         node.name: (own[node.name].output[0], node.output[0])
@@ -145,53 +190,33 @@ def _shared(sound: ModelProto, suspect: ModelProto) -> dict[str, tuple[str, str]
     }
 
 
-def _sources(model: ModelProto, places: Mapping[str, tuple[str, str]]) -> Iterator[tuple[int, ...]]:
-    """Per place, the nearest other places upstream of it."""
+def _upstream(
+    model: ModelProto, places: Mapping[str, tuple[str, str]]
+) -> Iterator[tuple[tuple[int, ...], tuple[str, ...]]]:
+    """Per place, the nearest other places that it is made from, and the names of the nodes on the way."""
     at = {tensors[1]: k for k, tensors in enumerate(places.values())}
     makers = {name: node for node in model.graph.node for name in node.output}
     for _, tensor in places.values():
         seen: set[str] = set()
         found: set[int] = set()
-        open_ = list(makers[tensor].input) if tensor in makers else []
-        while open_:
-            name = open_.pop()
-            if name in seen:
+        between: dict[str, None] = {}
+        waiting = [tensor]
+        while waiting:
+            name = waiting.pop()
+            maker = makers.get(name)
+            if name in seen or maker is None:
                 continue
             seen.add(name)
-            if name in at:
+            if name != tensor and name in at:
                 found.add(at[name])
-            elif name in makers:
-                open_ += makers[name].input
-        yield tuple(sorted(found))
+                continue
+            if maker.name and maker.name not in places and maker.op_type not in OF_PRECISION:
+                between[maker.name] = None
+            waiting += maker.input
+        yield tuple(sorted(found)), tuple(between)
 
 
-def _values(pair: _Pair, nodes: Sequence[NodeError]) -> dict[str, list[npt.NDArray[np.generic]]]:
-    """Of these nodes in the sound graph, by the suspect's names, feed by feed."""
-    if not nodes:
-        return {}
-    names = list(dict.fromkeys(node.tensors for node in nodes))
-    session = watched_session(pair.sound, [a for a, _ in names])
-    runs = [session.run(None, dict(feed)) for feed in pair.feeds]
-    return {b: [run[k] for run in runs] for k, (_, b) in enumerate(names)}
-
-
-def _off(pair: _Pair, put: Mapping[str, Sequence[npt.NDArray[np.generic]]]) -> float:
-    """How far the suspect's outputs are off, with these tensors put in place: largest relative RMS of any output."""
-    types = element_types(pair.suspect)
-    outputs = [o.name for o in pair.sound.graph.output if types.get(o.name) in FLOATS]
-    inner = [name for name in put if name not in outputs]
-    suspect = watched_session(with_tensors_as_inputs(pair.suspect, inner, types), outputs)
-    sound = watched_session(pair.sound, outputs)
-    worst = 0.0
-    for turn, feed in enumerate(pair.feeds):
-        fed: Arrays = {name: put[name][turn].astype(helper.tensor_dtype_to_np_dtype(types[name])) for name in inner}
-        right, found = sound.run(None, dict(feed)), suspect.run(None, dict(feed) | fed)
-        for name, a, b in zip(outputs, right, found, strict=True):
-            worst = max(worst, 0.0 if name in put else _difference(a, b))
-    return worst
-
-
-def _difference(a: npt.NDArray[np.generic], b: npt.NDArray[np.generic]) -> float:
+def _difference(a: Tensor, b: Tensor) -> float:
     return relative_rms(a, b) if a.shape == b.shape else float("inf")
 
 

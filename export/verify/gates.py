@@ -225,6 +225,12 @@ def outcome_of(results: Iterable[GateResult]) -> Outcome:
     return "undecided" if "undecided" in verdicts or not verdicts else "held"
 
 
+def of_differences(gate: str) -> bool:
+    """Whether a gate holds a variant's answers against the reference's."""
+    rows = _POSE_ROWS | _BOX_ROWS | _RANDOM_ROWS
+    return gate in rows and not rows[gate].absolute
+
+
 def worst_strain(results: tuple[GateResult, ...]) -> float:
     """Of all gates, 0 without any."""
     return max((result.strain for result in results), default=0.0)

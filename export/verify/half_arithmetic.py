@@ -103,7 +103,7 @@ def _lost(sides: Sequence[ModelProto], model: ModelProto, feed: Arrays) -> Itera
     for node, name in made:
         given = max((errors.get(source, 0.0) for source in node.input), default=0.0)
         if not np.isfinite(half[name]).all() and np.isfinite(exact[name]).all():
-            yield f"{node.name or name} overflows float16: values up to {np.abs(exact[name]).max():.3g}, 65504 fits"
+            yield f"{node.name or name} overflows float16: values up to {np.abs(exact[name]).max():.3g} where 65504 fits"
         elif errors[name] >= LEAST_ERROR and given < LEAST_ERROR / 2:
             yield f"{node.name or name} is {errors[name]:.0%} off in float16, what it is given {given:.1%}"
 

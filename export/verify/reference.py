@@ -42,6 +42,7 @@ FLOOR_DRAWS = 3
 BATCHED = 48  # crops that are run again in batches
 RANDOM_ORIGIN = "random weights"
 Progress = Callable[[str, int, int], None]
+T = TypeVar("T")
 Seen = TypeVar("Seen", Observation, BoxObservation)
 
 
@@ -82,7 +83,7 @@ class Reference(ABC, Generic[Seen]):
 
     @abstractmethod
     def feeds(self, count: int) -> list[Arrays]:
-        """Of the graph, for the first samples."""
+        """Of the graph, for so many samples, spread evenly."""
 
     @abstractmethod
     def _compared(self, plain: Seen, seen: Seen, settled: Any) -> AnyFigures: ...
@@ -192,7 +193,7 @@ class PoseReference(Reference[Observation]):
         objects = {o.id: o for o in self.bundle.manifest.objects}
         entries = [objects[i] for i in self.entry.object_ids]
         return feeds_from(
-            self.samples[:count], self.entry.crop, entries, self.bundle.manifest.graphs[self.graph].inputs
+            _some(self.samples, count), self.entry.crop, entries, self.bundle.manifest.graphs[self.graph].inputs
         )
 
     def _compared(self, plain: Observation, seen: Observation, settled: Any) -> Figures:
@@ -201,7 +202,7 @@ class PoseReference(Reference[Observation]):
     def _with_batches(self, figures: AnyFigures, seen: Observation, open_graph: OpenGraph) -> AnyFigures:
         assert isinstance(figures, Figures)
         found = [row for row, pose in enumerate(seen.poses) if pose is not None and self._settled[row]]
-        rows = [found[k] for k in sorted(spread({0: len(found)}, BATCHED)[0])] if found else []
+        rows = _some(found, BATCHED)
         mine = [self.samples[row] for row in rows]
         batched = poses_in_batches(self.bundle, self.name, mine, open_graph)
         batch = batch_figures([seen.poses[row] for row in rows], batched, mine, self.objects)
@@ -246,7 +247,7 @@ class BoxReference(Reference[BoxObservation]):
         placement = family_named(self.entry.family).placement
         pictures = [
             letterbox(frame.image_rgb_u8, self.entry.input_wh_px, self.entry.letterbox_value, placement).pixels
-            for frame in self.frames[:count]
+            for frame in _some(self.frames, count)
         ]
         return [{"image": pixels[None]} for pixels in pictures]
 
@@ -258,6 +259,11 @@ class BoxReference(Reference[BoxObservation]):
 
     def _depends_on(self) -> tuple[tuple[str, ...], object]:
         return (self.bundle.manifest.graphs[self.graph].variants["fp32"],), (self.entry, self.frames)
+
+
+def _some(things: Sequence[T], count: int) -> list[T]:
+    """At most so many of them, spread evenly."""
+    return [things[k] for k in spread({0: len(things)}, count)[0]]
 
 
 def check_enough(count: int, what: str, unit: str, least: int = MIN_JUDGED) -> None:

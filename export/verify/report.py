@@ -114,7 +114,9 @@ def sentences(verification: Verification) -> list[tuple[str, str]]:
             open_ = [gate for gate in verdict.gates if not gate.passed]
             found += [(gate.verdict, f"{where}: {gate_sentence(gate)}") for gate in open_]
             found += [("missed", f"{where}: {cause}") for cause in verdict.causes]
-    found += [("undecided", f"{' '.join(filter(None, (u.path, u.precision)))}: {u.why}") for u in verification.unjudged]
+    for each in verification.unjudged:
+        where = " ".join(filter(None, (each.path, each.precision)))
+        found.append(("undecided" if each.binding else "not run", f"{where}: {each.why}"))
     return found + [("not run", sentence) for sentence in verification.skipped]
 
 

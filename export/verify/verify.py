@@ -2,13 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from posekit.export.lint.lint_file import model_from_bytes
 from posekit.export.steps import Keeping
 from posekit.export.verify.causes import causes_of, lint_sentences
-from posekit.export.verify.gates import AnyFigures, GateResult, Gates, Outcome, file_result, judged, outcome_of
+from posekit.export.verify.gates import (
+    AnyFigures,
+    GateResult,
+    Gates,
+    Outcome,
+    file_result,
+    judged,
+    of_differences,
+    outcome_of,
+)
 from posekit.export.verify.half_arithmetic import HalfArithmetic, half_arithmetic, has_halves
 from posekit.export.verify.reference import (
     DETECTOR,
@@ -25,7 +34,7 @@ from posekit.runtime.errors import BackendError, CalibrationError
 from posekit.runtime.manifest import Precision
 
 AnyReference = PoseReference | BoxReference
-ASKED_SAMPLES = 4
+HALF_SAMPLES, ASKED_SAMPLES = 4, 8  # that float16 is tried on, and that causes are looked for on
 UNBOUND = "no backend at hand takes it of its own accord, and ONNX Runtime was not asked: leave --backend out"
 
 
@@ -58,18 +67,22 @@ class Verdict:
 
 @dataclass(frozen=True)
 class Unjudged:
-    """A path or the detector, or one of its variants, of which nothing can be said, and why. precision: None for all."""
+    """A path or the detector, or one of its variants, of which nothing can be said, and why.
+
+    precision: None for all.   binding: as of a `Verdict`.
+    """
 
     path: str
     precision: Precision | None
     why: str
+    binding: bool = True
 
 
 @dataclass(frozen=True)
 class Verification:
     """floors: path -> the reference against itself under noise, per draw.  skipped: backends that do not run here, and why.
 
-    unjudged: what has no verdict that binds, which makes the whole undecided.
+    unjudged: what has no verdict; where one would bind, the whole is undecided.
     """
 
     n_samples: int
@@ -84,7 +97,9 @@ class Verification:
         found = {verdict.outcome for verdict in self.verdicts if verdict.binding}
         if "missed" in found:
             return "missed"
-        return "undecided" if "undecided" in found or self.unjudged or not found else "held"
+        return (
+            "undecided" if "undecided" in found or any(each.binding for each in self.unjudged) or not found else "held"
+        )
 
     def undecided(self) -> dict[tuple[str, Precision], str]:
         """Path (or the detector) and precision of every variant beside fp32 whose verdict is open -> why, a sentence."""
@@ -96,7 +111,11 @@ class Verification:
             for verdict in self.verdicts
             if verdict.binding and verdict.outcome == "undecided"
         }
-        found |= {(each.path, each.precision): f"undecided: {each.why}" for each in self.unjudged if each.precision}
+        found |= {
+            (each.path, each.precision): f"undecided: {each.why}"
+            for each in self.unjudged
+            if each.precision and each.binding
+        }
         return {key: why for key, why in found.items() if key[1] != REFERENCE_PRECISION}
 
     @property
@@ -151,8 +170,8 @@ def verify_bundle(
             unjudged.append(Unjudged(name, None, str(error)))
             continue
         floors[name] = reference.floors
-        verdicts += _verdicts(reference, wanted, gates)
-        unjudged += [Unjudged(name, precision, UNBOUND) for precision in _unbound(reference, wanted)]
+        found, without = _judged(reference, wanted, gates)
+        verdicts, unjudged = verdicts + found, unjudged + without
     return Verification(len(samples), floors, tuple(verdicts), tuple(skipped), tuple(unjudged))
 
 
@@ -165,37 +184,50 @@ def _reference(
     return PoseReference.of(bundle, name, samples, progress, steps)
 
 
-def _verdicts(reference: AnyReference, backends: Sequence[str], gates: Gates) -> Iterator[Verdict]:
-    """The reference's own first: what it is held against is its recording and, where that has one, the truth."""
-    checked: dict[Precision, _Checked] = {}  # a file is the same on every backend
+def _judged(reference: AnyReference, backends: Sequence[str], gates: Gates) -> tuple[list[Verdict], list[Unjudged]]:
+    """The reference's own verdict first: what that is held against is its recording and, where there is one, the truth."""
+    files: dict[Precision, _Checked] = {}
+    verdicts = [_verdict(reference, REFERENCE_BACKEND, REFERENCE_PRECISION, True, gates, files)]
+    unjudged = [Unjudged(reference.name, precision, UNBOUND) for precision in _unbound(reference, backends)]
     variants = _variants(reference, backends)
-    anyway: set[str] = set()  # gates that fp32 itself misses: no file is to blame for these
-    for backend, precision in ((REFERENCE_BACKEND, REFERENCE_PRECISION), *variants):
-        itself = (backend, precision) == (REFERENCE_BACKEND, REFERENCE_PRECISION)
-        found = _compared(reference, backend, precision, itself)
-        if precision not in checked:
-            checked[precision] = _checked(reference, precision)
-        results = judged(found.figures, reference.floors, gates, reference.trained, itself)
-        results += checked[precision].results(gates)
-        missed = {result.gate for result in results if result.verdict == "missed"}
-        yield Verdict(
-            path=reference.name,
-            precision=precision,
-            backend=backend,
-            ran_on=found.ran_on,
-            trained=reference.trained,
-            binding=itself or _binds(backend, precision, variants),
-            figures=found.figures,
-            gates=results,
-            causes=_causes(reference, precision, checked[precision]) if missed - anyway else (),
-        )
-        anyway |= missed if itself else set()
+    for backend, precision in variants:
+        binding = _binds(backend, precision, variants)
+        try:
+            verdicts.append(_verdict(reference, backend, precision, binding, gates, files))
+        except BackendError as error:  # a file that nobody opens costs itself
+            unjudged.append(Unjudged(reference.name, precision, f"{backend} does not run it: {error}", binding))
+    return verdicts, unjudged
 
 
-def _causes(reference: AnyReference, precision: Precision, checked: _Checked) -> tuple[str, ...]:
-    """Asked of a few samples: what is broken is broken on each."""
-    told = checked.lint + ((f"true float16: {checked.half.first}",) if checked.half and checked.half.first else ())
-    if precision == REFERENCE_PRECISION:
+def _verdict(
+    reference: AnyReference,
+    backend: str,
+    precision: Precision,
+    binding: bool,
+    gates: Gates,
+    files: dict[Precision, _Checked],
+) -> Verdict:
+    """files: what is known of each file already, which is the same on every backend."""
+    itself = (backend, precision) == (REFERENCE_BACKEND, REFERENCE_PRECISION)
+    found = _compared(reference, backend, precision, itself)
+    if precision not in files:
+        files[precision] = _checked(reference, precision)
+    results = judged(found.figures, reference.floors, gates, reference.trained, itself) + files[precision].results(
+        gates
+    )
+    missed = [result.gate for result in results if result.verdict == "missed"]
+    causes = _causes(reference, precision, files[precision], missed)
+    return Verdict(
+        reference.name, precision, backend, found.ran_on, reference.trained, binding, found.figures, results, causes
+    )
+
+
+def _causes(reference: AnyReference, precision: Precision, checked: _Checked, missed: Sequence[str]) -> tuple[str, ...]:
+    """What is known of the gates that are missed, on a few samples: what is broken is broken on most."""
+    told = checked.lint if "lint_errors" in missed else ()
+    if "half_output" in missed and checked.half and checked.half.first:
+        told += (f"in true float16 {checked.half.first}",)
+    if precision == REFERENCE_PRECISION or not any(map(of_differences, missed)):
         return told
     return (*told, *causes_of(reference.bundle, reference.graph, precision, reference.feeds(ASKED_SAMPLES)))
 
@@ -208,7 +240,7 @@ def _checked(reference: AnyReference, precision: Precision) -> _Checked:
     def checked() -> _Checked:
         reference.progress(stage, 0, 1)
         model = model_from_bytes(bytes(reference.bundle.read(member)), member)
-        half = half_arithmetic(model, reference.feeds(ASKED_SAMPLES)) if has_halves(model) else None
+        half = half_arithmetic(model, reference.feeds(HALF_SAMPLES)) if has_halves(model) else None
         reference.progress(stage, 1, 1)
         return _Checked(len(model.graph.node), lint_sentences(model), half)
 

@@ -218,6 +218,19 @@ def test_a_variant_that_nobody_decides_on_is_undecided(tmp_path: Path, monkeypat
     assert both.passed
 
 
+def test_a_file_that_nobody_opens_costs_itself(tmp_path: Path) -> None:
+    model = onnx.load_from_string(shifted_pose_graph(0))
+    model.graph.node[0].op_type = "Unheard"
+    variants = {("pose", "fp16"): model.SerializeToString(), ("embedder", "fp16"): toy_bundles.embedder_graph()[0]}
+    with Bundle(toy(tmp_path, variants=variants)) as bundle:
+        bundle.manifest.paths.pop("epnp")
+        found = verify_bundle(bundle, samples(80), Gates(), backends=["onnxruntime", "openvino"])
+    assert (found.outcome, list(found.undecided())) == ("undecided", [("regressor", "fp16")])
+    assert {(v.path, v.precision) for v in found.verdicts if v.outcome == "held"} == {
+        ("regressor", "fp32"), ("bank", "fp32"), ("bank", "fp16")
+    }  # fmt: skip
+
+
 def test_poses_that_noise_moves_are_not_settled() -> None:
     near, far = Pose.from_rotvec([0, 0, 0.01], [0, 0, 1]), Pose.from_rotvec([0, 0, 1.0], [0, 0, 1])
     still = Pose.from_rotvec([0, 0, 0], [0, 0, 1])
