@@ -37,7 +37,8 @@ class CalibrationCrops:
     @staticmethod
     def of(feeds: CalibrationSource) -> CalibrationCrops:
         """Read once and measured."""
-        return CalibrationCrops(feeds, fitness_of(feeds, viewsphere(COVERAGE_VIEWS)))
+        ids = [entry.id for entry in feeds.objects] if isinstance(feeds, CropFeeds) else []
+        return CalibrationCrops(feeds, fitness_of(feeds, viewsphere(COVERAGE_VIEWS), ids))
 
 
 def verification_samples(recipe: ExportRecipe, object_ids: set[int]) -> list[Sample]:

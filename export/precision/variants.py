@@ -66,7 +66,9 @@ class GraphVariants:
     def _int8(self) -> str:
         assert self.int8 is not None
         searched = next(iter(self.points.values())).figures.n
-        return f"{self.int8.verdict} Ranges are from {self.int8.fitness.crops} crops, blocks chosen on {searched}."
+        fitness = self.int8.fitness
+        unseen = f" No crop shows objects {', '.join(map(str, fitness.unseen))}." if fitness.unseen else ""
+        return f"{self.int8.verdict} Ranges are from {fitness.crops} crops, blocks chosen on {searched}.{unseen}"
 
 
 @dataclass(frozen=True)
