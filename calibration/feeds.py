@@ -38,12 +38,14 @@ class Sample:
     """What one row of a feed shows.
 
     object_id: None for a whole image.   box_xyxy_px: (4,) in the frame.   cam_from_obj: the truth, None where unknown.
+    off: whether the frame's truth is known and has no object of that kind at the box.
     """
 
     frame: str
     object_id: int | None
     box_xyxy_px: Array
     cam_from_obj: Pose | None
+    off: bool = False
 
 
 @dataclass(frozen=True, eq=False)
@@ -226,7 +228,11 @@ def _portion(rows: Sequence[tuple[Arrays, Sample]]) -> Portion:
 
 
 def _sample(frame: Frame, detection: Detection) -> Sample:
-    return Sample(frame.name, detection.object_id, detection.box_xyxy_px, true_pose_of(frame, detection))
+    pose = true_pose_of(frame, detection)
+    boxed = any(
+        true.visible_box_xyxy_px is not None or true.amodal_box_xyxy_px is not None for true in frame.truth or ()
+    )
+    return Sample(frame.name, detection.object_id, detection.box_xyxy_px, pose, off=boxed and pose is None)
 
 
 def true_pose_of(frame: Frame, detection: Detection) -> Pose | None:

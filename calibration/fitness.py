@@ -1,9 +1,10 @@
 """Is this data fit to calibrate on, and what does it cover? One pass, with figures; unfit data is refused.
 
-Told apart: too few crops, copies and near copies, noise, pictures of nearly one colour, pixels prepared before they
-came here (float, normalised, other layout or size). Not told apart, because the pixels alone do not show it: red and
-blue swapped, another camera of the same image size, boxes that are loose, objects that are others than named. Those
-show as a pose error in verification.
+Told apart: too few crops, copies and near copies, noise, pictures of nearly one colour or of another exposure, pixels
+prepared before they came here (float, normalised, other layout or size), boxes that lie off the objects where the truth
+is known, objects without a crop. Not told apart, because the pixels alone do not show it: red and blue swapped, another
+camera of the same image size, boxes that are loose, objects that are others than named. Those show as a pose error in
+verification.
 """
 
 from __future__ import annotations
@@ -59,7 +60,9 @@ class Fitness:
     """Figures of one data set. fingerprint: sha256 of every byte that would be fed.
 
     copies: crops whose pixels equal another's before.   distinct: crops that are left when near copies count once.
-    noisy, flat: crops that look like noise, or use fewer than MIN_LEVELS levels.   objects: by id; empty for images.
+    noisy, flat: crops that look like noise, or use fewer than MIN_LEVELS levels.   dim: too dark, too bright or too grey.
+    off: boxes with no such object at them, by the frames' truth.   objects: by id; empty for images.   unseen: ids of the
+    objects that ranges are for and that no crop shows: told, not refused, for no recording shows all of many objects.
     """
 
     crops: int
@@ -69,34 +72,47 @@ class Fitness:
     flat: int
     fingerprint: str
     objects: dict[str, ObjectCoverage] = field(default_factory=dict)
+    dim: int = 0
+    off: int = 0
+    unseen: tuple[int, ...] = ()
 
 
-def fitness_of(source: CalibrationSource, directions: Array | None = None) -> Fitness:
+def fitness_of(source: CalibrationSource, directions: Array | None = None, object_ids: Iterable[int] = ()) -> Fitness:
     """Read a source once and measure it.
 
-    directions: (N, 3) unit vectors in the object frame, such as a viewsphere; without them view coverage is unknown.
+    object_ids: of the objects that it is to show.   directions: (N, 3) unit vectors in the object frame, such as a viewsphere; without them view coverage is unknown.
     Raises CalibrationError for pixels that are not what the graph takes, and what iterating the source raises.
     """
     fingerprint = hashlib.sha256()
     seen: set[bytes] = set()
     thumbnails: list[Array] = []
     samples: list[Sample] = []
-    copies = noisy = flat = 0
+    copies = noisy = flat = dim = 0
     for portion in source:
         pixels = _checked_pixels(portion.feed, source)
         _digest(fingerprint, portion.feed)
         samples += portion.samples
-        for picture in pixels:
+        for picture, sample in zip(pixels, portion.samples, strict=True):
             digest = hashlib.sha256(picture).digest()
             copies += digest in seen
             seen.add(digest)
             thumbnail = _thumbnail(picture)
             thumbnails.append(thumbnail)
-            noisy += _is_noise(picture, thumbnail)
+            noisy += _is_noise(_as_seen(picture, sample), thumbnail)
+            dim += not is_exposed(picture)
             flat += len(np.unique(picture)) < MIN_LEVELS
-    distinct = _distinct(thumbnails)
+    coverage = _coverage(samples, directions)
     return Fitness(
-        len(thumbnails), distinct, copies, noisy, flat, fingerprint.hexdigest(), _coverage(samples, directions)
+        len(thumbnails),
+        _distinct(thumbnails),
+        copies,
+        noisy,
+        flat,
+        fingerprint.hexdigest(),
+        coverage,
+        dim,
+        sum(sample.off for sample in samples),
+        tuple(sorted(id_ for id_ in object_ids if str(id_) not in coverage)),
     )
 
 
@@ -121,6 +137,18 @@ def check_fitness(fitness: Fitness) -> None:
             f"{fitness.noisy} of {fitness.crops} crops that look like noise",
             f"at most {most_odd}",
             "Use real or rendered frames: random pixels give ranges that no image gives.",
+        ),
+        (
+            fitness.dim <= most_odd,
+            f"{fitness.dim} of {fitness.crops} crops nearly black, nearly white or nearly grey",
+            f"at most {most_odd}",
+            "Record with the exposure that the device will have.",
+        ),
+        (
+            fitness.off <= most_odd,
+            f"{fitness.off} of {fitness.crops} boxes with no such object at them",
+            f"at most {most_odd}",
+            "Check the order of the boxes' numbers (x0, y0, x1, y1), their frames and object ids.",
         ),
         (
             fitness.distinct >= MIN_CROPS,
@@ -174,6 +202,16 @@ def _thumbnail(picture: Image) -> Array:
     import cv2
 
     return np.asarray(cv2.resize(picture, (THUMBNAIL_PX, THUMBNAIL_PX), interpolation=cv2.INTER_AREA), dtype=np.float64)
+
+
+def _as_seen(picture: Image, sample: Sample) -> Image:
+    """A crop no larger than its box was in the frame: enlarging makes neighbours of noise alike."""
+    import cv2
+
+    side = max(THUMBNAIL_PX // 2, round(float((sample.box_xyxy_px[2:] - sample.box_xyxy_px[:2]).max())))
+    if side >= max(picture.shape[:2]):
+        return picture
+    return np.asarray(cv2.resize(picture, (side, side), interpolation=cv2.INTER_AREA), dtype=np.uint8)
 
 
 def _is_noise(picture: Image, thumbnail: Array) -> bool:
@@ -250,4 +288,4 @@ def _direction(pose: Pose) -> Array:
 def _in_plane_bin(pose: Pose) -> int:
     """Which way the object's z axis points in the image; its y axis where z points at or away from the camera."""
     axis: npt.NDArray[Any] = pose.R[:, 2] if abs(_direction(pose)[2]) < 0.95 else pose.R[:, 1]
-    return int((np.arctan2(axis[1], axis[0]) / (2 * np.pi) % 1.0) * IN_PLANE_BINS) % IN_PLANE_BINS
+    return round(float(np.arctan2(axis[1], axis[0]) / (2 * np.pi)) * IN_PLANE_BINS) % IN_PLANE_BINS

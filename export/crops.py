@@ -1,4 +1,6 @@
-"""The real crops of a recipe: those that ranges are from, and those that variants are compared on."""
+"""The real crops of a recipe: those that variants are made on (ranges, overflow, the search for int8), and those that they
+are judged on. No frame is both.
+"""
 
 from __future__ import annotations
 
@@ -21,6 +23,7 @@ from posekit.runtime.sources import Frame, Frames
 from posekit.runtime.tensor import TensorSpec
 
 CALIBRATION, VERIFICATION = 0, 1  # even frames, odd frames
+SEARCH_CROPS = 96  # at most: every candidate of a search runs them all
 COVERAGE_VIEWS = 42  # directions, 20 degrees apart, that calibration crops are counted over
 
 
@@ -34,16 +37,26 @@ class CalibrationCrops:
     @staticmethod
     def of(feeds: CalibrationSource) -> CalibrationCrops:
         """Read once and measured."""
-        return CalibrationCrops(feeds, fitness_of(feeds, viewsphere(COVERAGE_VIEWS)))
+        ids = [entry.id for entry in feeds.objects] if isinstance(feeds, CropFeeds) else []
+        return CalibrationCrops(feeds, fitness_of(feeds, viewsphere(COVERAGE_VIEWS), ids))
 
 
 def verification_samples(recipe: ExportRecipe, object_ids: set[int]) -> list[Sample]:
     """The crops that variants are compared on: the recipe's own, or those frames that are not calibrated on."""
     entry = recipe.verification or recipe.calibration
     assert entry is not None  # the recipe's cross-check
-    boxes = _boxes(recipe, entry, None if recipe.verification else VERIFICATION)
+    boxes = _boxes(recipe, entry, VERIFICATION)
     source = str(recipe.resolve(entry.source))
     return samples_from(source, boxes, _intrinsics(recipe, entry), object_ids, entry.max_crops)
+
+
+def search_samples(recipe: ExportRecipe, object_ids: set[int]) -> list[Sample]:
+    """The crops on which it is chosen what may be int8: of the frames that are calibrated on, none that is verified on."""
+    entry = recipe.calibration
+    assert entry is not None  # the recipe's cross-check
+    boxes = _boxes(recipe, entry, CALIBRATION)
+    most = min(entry.max_crops, SEARCH_CROPS)
+    return samples_from(str(recipe.resolve(entry.source)), boxes, _intrinsics(recipe, entry), object_ids, most)
 
 
 def calibration_crops(
@@ -53,7 +66,7 @@ def calibration_crops(
     entry = recipe.calibration
     assert entry is not None  # the recipe's cross-check
     frames = recorded_frames(recipe.resolve(entry.source), _intrinsics(recipe, entry))
-    boxes = _boxes(recipe, entry, None if recipe.verification else CALIBRATION)
+    boxes = _boxes(recipe, entry, CALIBRATION)
     return CropFeeds(frames, boxes, objects, crop, inputs, entry.max_crops)
 
 
@@ -62,7 +75,7 @@ def calibration_images(recipe: ExportRecipe, detector: DetectorEntry, inputs: tu
     entry = recipe.calibration
     assert entry is not None  # the recipe's cross-check
     every = recorded_frames(recipe.resolve(entry.source), _intrinsics(recipe, entry))
-    mine = every if recipe.verification else lambda: Frames(_of_calibration(every()), None)
+    mine = every if not _one_source(recipe) else lambda: Frames(_of_calibration(every()), None)
     return ImageFeeds(mine, detector, inputs, entry.max_crops)
 
 
@@ -92,9 +105,17 @@ def _of_calibration(frames: Frames) -> Iterator[Frame]:
 
 
 def _boxes(recipe: ExportRecipe, entry: CropsRecipe, half: int | None) -> Boxes:
-    """half: only of even or odd frames, so that nothing is verified on what it was calibrated on."""
+    """half: only of even or odd frames where one source is for both, so that nothing is verified on what it was made on."""
     boxes = boxes_from(entry.boxes if entry.boxes in TRUE_BOXES else str(recipe.resolve(entry.boxes)))
-    return boxes if half is None else lambda frame: boxes(frame) if frame.index % 2 == half else []
+    if half is None or not _one_source(recipe):
+        return boxes
+    return lambda frame: boxes(frame) if frame.index % 2 == half else []
+
+
+def _one_source(recipe: ExportRecipe) -> bool:
+    """Whether variants are made and judged on frames of the same recording."""
+    sources = {recipe.resolve(entry.source).resolve() for entry in (recipe.calibration, recipe.verification) if entry}
+    return len(sources) == 1
 
 
 def _intrinsics(recipe: ExportRecipe, entry: CropsRecipe) -> Intrinsics | None:

@@ -58,9 +58,17 @@ class GraphVariants:
         return (
             *([f"{self.graph} fp16: in float32 for the size of their values stay {shown}{more}."] if stayed else ()),
             *(f"{self.graph} {precision} was not made: {why}" for precision, why in self.refused.items()),
-            *([f"{self.graph}: {self.int8.verdict}"] if self.int8 and "int8" not in self.refused else ()),
+            *([f"{self.graph}: {self._int8}"] if self.int8 and "int8" not in self.refused else ()),
             *(f"{self.graph} {precision} is held back: no backend takes it unasked." for precision in self.held_back),
         )
+
+    @property
+    def _int8(self) -> str:
+        assert self.int8 is not None
+        searched = next(iter(self.points.values())).figures.n
+        fitness = self.int8.fitness
+        unseen = f" No crop shows objects {', '.join(map(str, fitness.unseen))}." if fitness.unseen else ""
+        return f"{self.int8.verdict} Ranges are from {fitness.crops} crops, blocks chosen on {searched}.{unseen}"
 
 
 @dataclass(frozen=True)
@@ -104,9 +112,9 @@ def _references(
         if entry.graph in judged:
             raise _shared(entry.graph, path)
         judged.add(entry.graph)
-        yield PoseReference.of(bundle, path, inputs.samples, progress, steps)
+        yield PoseReference.of(bundle, path, inputs.searched, progress, steps)
     if inputs.recipe.detector_variants:
-        yield BoxReference.of(bundle, inputs.samples, progress, steps)
+        yield BoxReference.of(bundle, inputs.searched, progress, steps)
 
 
 def half_step(graph: str, source: TracedFrom, crops: CalibrationCrops) -> Step:
