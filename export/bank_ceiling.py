@@ -68,7 +68,8 @@ def bank_ceiling(bank: TemplateBank, model: ObjectModel, symmetries: Symmetries)
     for _ in range(POSES):
         true = _random_pose(bank, model.diameter_m, max_angle_deg, rng)
         uv = CAMERA.project(true.apply(points_m))
-        index, scores = perfect_candidates(bank, true, _thinned(scored.transforms))
+        index, angles_rad = nearest_views(bank, true, scored.transforms)
+        scores = 1 + HALF_TURN_RAD - angles_rad  # any that fall with the angle and stay above 0
         for boxes, box in (("amodal", _box(uv)), ("visible", _box(_uncovered(uv, rng)))):
             for k in (1, CANDIDATES):
                 found = template_pose(bank, quaternions, index[:k], scores[:k], box, CAMERA.K)
@@ -84,17 +85,17 @@ def bank_ceiling(bank: TemplateBank, model: ObjectModel, symmetries: Symmetries)
     )
 
 
-def perfect_candidates(bank: TemplateBank, true: Pose, transforms: Array) -> tuple[npt.NDArray[np.intp], Array]:
-    """(index (k,), score (k,)) of the views nearest to a pose or to a symmetric copy of it, by angle alone.
+def nearest_views(bank: TemplateBank, true: Pose, transforms: Array) -> tuple[npt.NDArray[np.intp], Array]:
+    """(index (k,), angles_rad (k,)) of the views nearest to a pose or to a symmetric copy of it, nearest first.
 
     transforms: (S, 4, 4), identity first.
     """
-    R_allo = allo_from_ego(true.R, true.apply(bank.centre_m)) @ transforms[:, :3, :3]
+    R_allo = allo_from_ego(true.R, true.apply(bank.centre_m)) @ _thinned(transforms)[:, :3, :3]
     traces = (bank.R.reshape(-1, 9) @ R_allo.reshape(-1, 9).T.astype(np.float32)).max(axis=1)
     best = np.argpartition(-traces, CANDIDATES)[:CANDIDATES] if len(traces) > CANDIDATES else np.arange(len(traces))
     angles_rad = np.arccos(np.clip((traces[best].astype(np.float64) - 1) / 2, -1, 1))
     order = np.argsort(angles_rad, kind="stable")
-    return best[order], 1 + HALF_TURN_RAD - angles_rad[order]
+    return best[order], angles_rad[order]
 
 
 def _thinned(transforms: Array) -> Array:

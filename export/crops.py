@@ -4,6 +4,7 @@ are judged on. No frame is both.
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
@@ -16,6 +17,7 @@ from posekit.export.viewsphere import viewsphere
 from posekit.runtime.boxes import TRUE_BOXES, Boxes, boxes_from
 from posekit.runtime.camera_file import intrinsics_from_file
 from posekit.runtime.crop import CropPreset
+from posekit.runtime.detection import Detection
 from posekit.runtime.engines.options import profile_from_histogram
 from posekit.runtime.intrinsics import Intrinsics
 from posekit.runtime.manifest import DEFAULT_CROPS_PER_PASS, DetectorEntry, ObjectEntry
@@ -77,6 +79,20 @@ def calibration_images(recipe: ExportRecipe, detector: DetectorEntry, inputs: tu
     every = recorded_frames(recipe.resolve(entry.source), _intrinsics(recipe, entry))
     mine = every if not _one_source(recipe) else lambda: Frames(_of_calibration(every()), None)
     return ImageFeeds(mine, detector, inputs, entry.max_crops)
+
+
+def labelled_frames(recipe: ExportRecipe, most: int) -> list[tuple[Frame, list[Detection]]]:
+    """At most so many frames of the calibration's, spread evenly, with the boxes in them."""
+    entry = recipe.calibration
+    assert entry is not None  # the recipe's cross-check
+    boxes = boxes_from(entry.boxes if entry.boxes in TRUE_BOXES else str(recipe.resolve(entry.boxes)))
+    frames = recorded_frames(recipe.resolve(entry.source), _intrinsics(recipe, entry))()
+    step = max(1, math.ceil((frames.count or most) / most))
+    try:
+        some = [frame for frame in frames if frame.index % step == 0]
+    finally:
+        frames.close()
+    return [(frame, boxes(frame)) for frame in some]
 
 
 def measured_crops_per_pass(recipe: ExportRecipe, object_ids: Collection[int]) -> tuple[int, int, int]:

@@ -12,6 +12,7 @@ from pathlib import Path
 from posekit.export.bank import BuiltBank, build_bank
 from posekit.export.bank_ceiling import bank_ceiling
 from posekit.export.bank_recipe import BankRecipe
+from posekit.export.crops import labelled_frames
 from posekit.export.engines import CompiledEngine, compile_ahead
 from posekit.export.fingerprint import code, fingerprint
 from posekit.export.inputs import ExportInputs, read_inputs
@@ -23,6 +24,7 @@ from posekit.export.precision.variants import GraphVariants, make_variants
 from posekit.export.recipe import ExportRecipe, NetworkRecipe
 from posekit.export.recipe_detector import Detector, ThirdParty
 from posekit.export.recipe_networks import DETECTOR, TracedFrom, path_name
+from posekit.export.rejection import MOST_FRAMES, RejectionReport, calibrated_rejection, rendered_frames
 from posekit.export.scratch import scratch_beside
 from posekit.export.steps import Step, Steps
 from posekit.export.verify.reference import Progress
@@ -39,11 +41,12 @@ from posekit.runtime.records import plain_from
 
 TOOLS = ("posekit", "torch", "onnx", "onnxruntime")
 PARITY_REPORT, ENGINES_REPORT = "reports/parity.json", "reports/engines.json"
+BANKS_REPORT = "reports/banks.json"
 
 
 @dataclass(frozen=True)
 class ExportReport:
-    """What was written. graphs: by name, in fp32.  banks: by member.
+    """What was written. graphs: by name, in fp32.  banks: by member.  rejections: by bank path.
 
     variants, verification: of what the recipe asked for beside fp32.  engines: compiled ahead of time.
     found, made: steps that an earlier export had made already, and those that this one made.
@@ -60,6 +63,7 @@ class ExportReport:
     engines: tuple[CompiledEngine, ...] = ()
     found: tuple[str, ...] = ()
     made: tuple[str, ...] = ()
+    rejections: dict[str, RejectionReport] = field(default_factory=dict)
 
 
 @dataclass(eq=False)
@@ -77,6 +81,7 @@ class _Draft:
     provenance: dict[str, str] = field(default_factory=dict)
     exported: dict[str, ExportedGraph] = field(default_factory=dict)
     banks: dict[str, BuiltBank] = field(default_factory=dict)
+    rejections: dict[str, RejectionReport] = field(default_factory=dict)
 
 
 def export_recipe(
@@ -104,6 +109,7 @@ def export_recipe(
         for entry in recipe.networks:
             _add_network(draft, entry)
         _add_parity(draft)
+        _add_rejection(draft)
         variants, verification = _add_variants(draft, out) if inputs.samples else ((), None)
         compiled = _add_engines(draft) if engines else ()
         progress("pack", 0, 1)
@@ -122,6 +128,7 @@ def export_recipe(
         verification,
         compiled,
         *steps,
+        draft.rejections,
     )
 
 
@@ -276,6 +283,44 @@ def _add_bank(draft: _Draft, entry: NetworkRecipe, path: PathEntry, path_name: s
     draft.progress(stage, bank.views, bank.views)
     draft.members[member] = file
     return member
+
+
+def _add_rejection(draft: _Draft) -> None:
+    """Thresholds of the banks' scores, and a report of what banks can and cannot do, in a bundle that has any."""
+    recipe = draft.inputs.recipe
+    rates = {entry.name: entry.false_accept_rate for entry in recipe.networks}
+    wanted = {n: rates[n.split(".")[0]] for n, path in draft.paths.items() if path.kind == "bank"}
+    if not wanted:
+        return
+    packed = pack_bundle(draft.folder / "banks.posekit", _manifest(draft), draft.members).path
+    with Bundle(packed) as bundle:
+        for done, (name, rate) in enumerate(wanted.items()):
+            if rate == 1:
+                continue
+            stage = f"rejection of {name}"
+            draft.progress(stage, done, len(wanted))
+            draft.rejections[name] = report = _rejection(draft, bundle, name, rate)
+            draft.paths[name] = replace(draft.paths[name], rejection=report.thresholds)
+            draft.progress(stage, len(wanted), len(wanted))
+    banks = {member: plain_from(bank) for member, bank in draft.banks.items()}
+    rows = {"banks": banks, "rejection": plain_from(draft.rejections)}
+    draft.members[BANKS_REPORT] = (json.dumps(rows, indent=1, sort_keys=True) + "\n").encode()
+    draft.reports["banks"] = BANKS_REPORT
+
+
+def _rejection(draft: _Draft, bundle: Bundle, name: str, rate: float) -> RejectionReport:
+    recipe, path, objects = draft.inputs.recipe, draft.paths[name], draft.inputs.objects
+    if recipe.calibration is not None:
+        frames = labelled_frames(recipe, MOST_FRAMES)
+        return calibrated_rejection(bundle, name, frames, rate, "recorded")
+    models = {i: row.model for i, row in objects.items()}
+    members = [bundle.manifest.files[member].sha256 for member in path.banks.values()]
+    inputs = {"banks": fingerprint(members, path, rate), "models": fingerprint(models), "code": code()}
+
+    def made() -> RejectionReport:
+        return calibrated_rejection(bundle, name, rendered_frames(models, path.object_ids), rate, "rendered")
+
+    return draft.steps.result(RejectionReport, f"rejection of {name}", inputs, made)
 
 
 def _add_detector(draft: _Draft, detector: Detector) -> None:

@@ -66,6 +66,8 @@ class NetworkRecipe:
     checkpoint_key, checkpoint_prefix: see posekit.export.checkpoint.  options: keyword arguments of the network.
     crop: a name of posekit.runtime.crop.PRESETS, or a preset spelt out.  objects: ids, all if left out.
     For the user's own: `role`, `crop`, and as the role needs `feeds`, `threshold` (see posekit.export.networks.own).
+    false_accept_rate: of a bank, share of other objects and backgrounds that its score threshold may let through; 1 for no
+    threshold. Calibrated on the calibration's frames, and without these on rendered ones.
     trunk: submodules that run in float16 in the fp16 variant; left out, they are found. A system has its own.
     Where each key has an effect: posekit.export.recipe_keys.
     """
@@ -81,6 +83,7 @@ class NetworkRecipe:
     crop: str | CropPreset | None = None
     objects: tuple[int, ...] = ()
     bank: BankRecipe = field(default_factory=BankRecipe)
+    false_accept_rate: float = 0.05
     solver: SolverEntry | None = None
     role: OwnRole | None = None
     normalise: NormaliseRecipe = field(default_factory=NormaliseRecipe)
@@ -268,6 +271,8 @@ def _network_problems(recipe: ExportRecipe) -> Problems:
             yield f"{where}.objects", list(entry.objects), f"ids among {sorted(ids)}"
         if isinstance(entry.crop, str) and entry.crop not in PRESETS:
             yield f"{where}.crop", repr(entry.crop), f"a table, or one of {', '.join(PRESETS)}"
+        if not 0 < entry.false_accept_rate <= 1:
+            yield f"{where}.false_accept_rate", entry.false_accept_rate, "more than 0, at most 1"
         if not 0 < entry.bank.max_angle_deg <= 180:
             yield f"{where}.bank.max_angle_deg", entry.bank.max_angle_deg, "more than 0, at most 180"
         if entry.bank.distance_m is not None and not entry.bank.distance_m > 0:

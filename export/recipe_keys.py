@@ -58,6 +58,9 @@ KEYS: dict[str, Only] = {
     "NetworkRecipe.bank": Only(
         "for a network with a template bank, an embedder", lambda entry, _: "bank" in _path_kinds(entry)
     ),
+    "NetworkRecipe.false_accept_rate": Only(
+        "for a network with a template bank, an embedder", lambda entry, _: "bank" in _path_kinds(entry)
+    ),
     "NetworkRecipe.solver": Only(
         "for a network with a correspondence path", lambda entry, _: "correspondence" in _path_kinds(entry)
     ),
@@ -105,8 +108,12 @@ KEYS: dict[str, Only] = {
         "with int8 among precision.variants", lambda precision, _: "int8" in precision.variants
     ),
     "ExportRecipe.calibration": Only(
-        f'{CROPS_HEARD}, or with engines.crops_per_pass = "measured"',
-        lambda recipe, _: bool(recipe.precision.variants) or recipe.engines.crops_per_pass == "measured",
+        f'{CROPS_HEARD}, or with engines.crops_per_pass = "measured", or for the score thresholds of a bank',
+        lambda recipe, _: (
+            bool(recipe.precision.variants)
+            or recipe.engines.crops_per_pass == "measured"
+            or any("bank" in _path_kinds(entry) for entry in recipe.networks)
+        ),
     ),
     "ExportRecipe.verification": Only(CROPS_HEARD, _has_variants),
     "ExportRecipe.gates": Only("with precision.variants, which are judged by them", _has_variants),

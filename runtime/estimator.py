@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from copy import copy
 from functools import partial
-from math import isfinite
+from math import inf, isfinite
 from types import TracebackType
 from typing import TYPE_CHECKING
 
@@ -65,6 +65,7 @@ class PoseEstimator:
         entry = path_named(bundle, self.path_name)
         objects = {o.id: o for o in bundle.manifest.objects}
         self.object_ids = entry.object_ids
+        self._least_scores = {int(i): rejection.threshold for i, rejection in entry.rejection.items()}
         self._most_crops = (bundle.manifest.graphs[entry.graph].crops_per_pass or DEFAULT_CROPS_PER_PASS)[-1]
         self._new_batch = partial(CropBatch, entry.crop, [objects[i] for i in entry.object_ids], self._most_crops)
         self._detector_entry = bundle.manifest.detector
@@ -185,7 +186,8 @@ class PoseEstimator:
         with self._stage("crop"):
             uncut = self._batch.cut(image_rgb_u8, intrinsics, detections)
         found = iter(self._found(intrinsics))
-        return [_outcome(detection, uncut.get(i) or next(found)) for i, detection in enumerate(detections)]
+        least = [self._least_scores.get(detection.object_id, -inf) for detection in detections]
+        return [_outcome(d, uncut.get(i) or next(found), least[i]) for i, d in enumerate(detections)]
 
     def _found(self, intrinsics: Intrinsics) -> Sequence[Found]:
         """Of every crop of the batch; a graph is not run without any."""
@@ -193,11 +195,14 @@ class PoseEstimator:
         return self._path.poses(batch, batch.detections, intrinsics.ideal, self._stage) if batch.crops else ()
 
 
-def _outcome(detection: Detection, found: Found) -> PoseEstimate | Unposed:
+def _outcome(detection: Detection, found: Found, least_score: float) -> PoseEstimate | Unposed:
+    """least_score: of an answer; what scores less is none."""
     if isinstance(found, Reason):
         return Unposed(detection, found)
     if not isfinite(found.score):
         return Unposed(detection, Reason.OUTPUT_NOT_FINITE)
+    if found.score < least_score:
+        return Unposed(detection, Reason.SCORE_BELOW_THRESHOLD)
     return PoseEstimate(detection.object_id, found.score, found.cam_from_obj, detection, found.alternative)
 
 

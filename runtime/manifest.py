@@ -102,12 +102,28 @@ class SolverEntry:
 
 
 @dataclass(frozen=True)
+class Rejection:
+    """Below which score an object's pose is no answer, and what that was measured on.
+
+    false_accept_rate: share of n_negative crops of other objects and backgrounds that it lets through.
+    false_reject_rate: share of n_positive crops of the object that it refuses.
+    """
+
+    threshold: float
+    false_accept_rate: float
+    false_reject_rate: float
+    n_negative: int
+    n_positive: int
+
+
+@dataclass(frozen=True)
 class PathEntry:
     """One way from a crop to a pose.
 
     kind "bank": `graph` is an embedder, `matcher` scores its descriptors against `banks` (object id -> member).
     kind "regressor": `graph` is a pose graph.   kind "correspondence": `graph` ends in dense maps, `solver` follows.
     object_ids: in the order of the graph's `label` input.
+    rejection: by object id, of the scores that were calibrated.
     """
 
     kind: PathKind
@@ -117,6 +133,7 @@ class PathEntry:
     matcher: str | None = None
     banks: dict[str, str] = field(default_factory=dict)
     solver: SolverEntry | None = None
+    rejection: dict[str, Rejection] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -212,6 +229,12 @@ def _cross_check(manifest: Manifest) -> None:
             )
         if path.kind != "correspondence" and path.solver:
             raise RecordProblem(f"Manifest.paths.{name}", "a solver", f"none: a {path.kind} path has no use for it")
+        if not path.rejection.keys() <= {str(i) for i in path.object_ids}:
+            raise RecordProblem(f"Manifest.paths.{name}.rejection", sorted(path.rejection), "ids of the path's objects")
+        for i, rejection in path.rejection.items():
+            if not 0 <= rejection.threshold <= 1:
+                where = f"Manifest.paths.{name}.rejection.{i}.threshold"
+                raise RecordProblem(where, rejection.threshold, "0 to 1")
         if path.kind == "bank" and "fp32" not in manifest.graphs[path.graph].variants:
             raise RecordProblem(f"Manifest.graphs.{path.graph}.variants", "no fp32", "fp32, which banks are bound to")
 

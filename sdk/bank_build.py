@@ -101,7 +101,7 @@ def rebuild_bank(request: BankRequest, progress: Progress) -> BuiltBanks:
                     target.write(file.read_bytes())
             else:
                 member = path.banks[str(request.object_id)]
-                manifest = _with_banks(bundle.manifest, {name: (path.banks, built)})
+                manifest = _with_banks(bundle.manifest, request.object_id, {name: (member, built)})
                 pack_bundle(request.output, manifest, _members(bundle) | {member: file})
             return BuiltBanks({name: built}, {}, _colours_told(model))
         if to_file:
@@ -179,15 +179,15 @@ def _with_object(
     symmetries, told = symmetries_from_wish(request.symmetry, request.object_id, model)
     row = object_from_model(model, model, request.object_id, name, symmetries)
     banks: dict[str, BuiltBank] = {}
-    of_path: dict[str, tuple[dict[str, str], BuiltBank]] = {}
+    of_path: dict[str, tuple[str, BuiltBank]] = {}
     members: dict[str, Content] = {}
     for path_name, path in _embedding_paths(bundle, request.object_id).items():
         member = path.banks.get(str(request.object_id), f"banks/{path_name}.{name}{BANK_FILE}")
         file = folder / f"{path_name}{BANK_FILE}"
         banks[path_name] = _built(bundle, path, request, model, symmetries, file, progress)
-        of_path[path_name] = (path.banks | {str(request.object_id): member}, banks[path_name])
+        of_path[path_name] = (member, banks[path_name])
         members[member] = file
-    manifest = _with_entry(_with_banks(bundle.manifest, of_path), row)
+    manifest = _with_entry(_with_banks(bundle.manifest, request.object_id, of_path), row)
     draft = folder / "draft.posekit"
     pack_bundle(draft, manifest, _members(bundle) | members | {_member_of(bundle.manifest, row): row.member})
     with Bundle(draft) as written:
@@ -218,7 +218,8 @@ def _built(
 
 def _views(bundle: Bundle, path: PathEntry, request: BankRequest) -> BankRecipe:
     """As the bundle's own bank of the object was made, else as its first one; what was asked for takes precedence."""
-    own = path.banks.get(str(request.object_id)) or next(iter(path.banks.values()), None)
+    predecessor = path.banks.get(str(request.object_id))
+    own = predecessor or next(iter(path.banks.values()), None)
     try:
         made = recipe_of_bank(bank_from_bytes(bundle.read(own), own)) if own else BankRecipe()
     except BankError:  # of an older format, which is what it is built again for
@@ -228,23 +229,31 @@ def _views(bundle: Bundle, path: PathEntry, request: BankRequest) -> BankRecipe:
         made,
         sphere=request.sphere or made.sphere,
         in_plane_steps=request.in_plane_steps or made.in_plane_steps,
-        distance_m=None,  # of another object's size
+        distance_m=made.distance_m if predecessor and not request.replace_model else None,  # else of another size
         search=search_of(bundle.manifest.graphs[path.matcher].inputs),
     )
 
 
-def _with_banks(manifest: Manifest, banks: dict[str, tuple[dict[str, str], BuiltBank]]) -> Manifest:
-    """With banks by path, and matchers whose engines take as many views."""
-    for name, (members, built) in banks.items():
-        path = manifest.paths[name]
+def _with_banks(manifest: Manifest, object_id: int, banks: dict[str, tuple[str, BuiltBank]]) -> Manifest:
+    """With banks of one object, by path a member and what it holds.
+
+    Matchers' engines take as many views. A threshold that was calibrated on the bank's predecessor goes with that.
+    """
+    for name, (member, built) in banks.items():
+        path, key = manifest.paths[name], str(object_id)
         assert path.matcher is not None  # the manifest's cross-check
         graph = manifest.graphs[path.matcher]
-        most = max(built.views, graph.views or DEFAULT_VIEWS)
-        ids = path.object_ids + tuple(int(i) for i in members if int(i) not in path.object_ids)
+        matcher = replace(graph, views=max(built.views, graph.views or DEFAULT_VIEWS))
+        changed = replace(
+            path,
+            banks=path.banks | {key: member},
+            object_ids=path.object_ids if object_id in path.object_ids else (*path.object_ids, object_id),
+            rejection={i: rejection for i, rejection in path.rejection.items() if i != key},
+        )
         manifest = replace(
             manifest,
-            graphs=manifest.graphs | {path.matcher: replace(graph, views=most)},
-            paths=manifest.paths | {name: replace(path, banks=members, object_ids=ids)},
+            graphs=manifest.graphs | {path.matcher: matcher},
+            paths=manifest.paths | {name: changed},
         )
     return manifest
 

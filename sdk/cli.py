@@ -190,13 +190,18 @@ def run(
     overlay: Annotated[Path | None, typer.Option(help="Folder for frames with poses drawn on them.")] = None,
     gt: Annotated[bool, typer.Option("--gt", help="Score against the data set's ground truth.")] = False,
     max_frames: Annotated[int | None, typer.Option(min=1, help="Stop after so many.")] = None,
+    bank: Annotated[
+        list[str] | None, typer.Option(metavar="ID=FILE", help="A bank instead of the bundle's own, repeatable.")
+    ] = None,
     json: AsJson = False,
 ) -> None:
     """Estimate poses in frames."""
     from posekit import render
-    from posekit.sequence import RunRequest, run_sequence
+    from posekit.sequence import RunRequest, banks_from, run_sequence
 
-    request = RunRequest(bundle, source, camera, boxes, path, backend, precision, output, overlay, gt, max_frames)
+    request = RunRequest(
+        bundle, source, camera, boxes, path, backend, precision, output, overlay, gt, max_frames, banks_from(bank or ())
+    )
     with render.progress("estimating") as update:
         outcome = run_sequence(request, update)
     render.show_json(outcome) if json else render.show_run(request, outcome)

@@ -141,6 +141,7 @@ def export_summary(report: ExportReport) -> dict[str, Any]:
             name: {"views": bank.views, "size_bytes": bank.size, "ceiling": plain_from(bank.ceiling)}
             for name, bank in report.banks.items()
         },
+        "rejection": plain_from(report.rejections),
         "int8": {entry.graph: entry.int8.verdict for entry in report.variants if entry.int8},
         "refused": {entry.graph: entry.refused for entry in report.variants if entry.refused},
         "held_back": {entry.graph: entry.held_back for entry in report.variants if entry.held_back},
@@ -163,6 +164,7 @@ def show_export(report: ExportReport, then: Sequence[str] | None = None) -> None
     ]  # fmt: skip
     columns = ("name", "views", "descriptor", "MB", "perfect retrieval would give", "with a part hidden")
     _table("banks", columns, banks)
+    _show_rejection(report)
     _show_precision(report)
     _show_engines(report.engines)
     _line(f"wrote [bold]{report.path}[/], {report.size / BYTES_PER_MB:.1f} MB in {report.seconds:.1f} s")
@@ -171,6 +173,22 @@ def show_export(report: ExportReport, then: Sequence[str] | None = None) -> None
     boxes = "" if report.manifest.detector else " --boxes BOXES.json"
     tips = [f"posekit inspect {report.path}", f"posekit run {report.path} FRAMES --camera CAM.json{boxes}"]
     _next(tips if then is None else then)
+
+
+def _show_rejection(report: ExportReport) -> None:
+    """The score below which each object's pose is no answer, or why there is none."""
+    rows = [
+        (path, object_id, f"{r.threshold:.3f}", f"{r.false_accept_rate:.1%} of {r.n_negative}",
+         f"{r.false_reject_rate:.1%} of {r.n_positive}", told.of)
+        for path, told in report.rejections.items()
+        for object_id, r in told.thresholds.items()
+    ]  # fmt: skip
+    if rows:
+        columns = ("path", "object", "score below", "lets through others", "refuses its own", "frames")
+        _table("poses refused by their score", columns, rows)
+    for path, told in report.rejections.items():
+        for object_id, why in told.undecided.items():
+            _line(f"{path}, object {object_id}: no score threshold ({why})")
 
 
 def show_plan(plan: ExportPlan, recipe: Path, output: Path, engine: str | None) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from itertools import islice
@@ -36,7 +36,7 @@ class RunRequest:
     """What `posekit run` was asked.
 
     boxes: "gt" or "gt-amodal" for true boxes, a box file, or None for the bundle's detector.   path: None for the bundle's own.
-    precision: of the graphs that have it, None for what the backend prefers.
+    precision: of the graphs that have it, None for what the backend prefers.   banks: see `Bundle`.
     """
 
     bundle: Path
@@ -50,6 +50,7 @@ class RunRequest:
     overlays: Path | None = None
     score: bool = False
     max_frames: int | None = None
+    banks: Mapping[int, Path] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, eq=False)
@@ -142,7 +143,7 @@ Sink = Callable[[FrameResult], None]
 def run_sequence(request: RunRequest, progress: Progress) -> RunOutcome:
     """Do what was asked. Every PosekitError names the frame it met, and where results so far are kept."""
     with ExitStack() as stack:
-        bundle = stack.enter_context(Bundle(request.bundle))
+        bundle = stack.enter_context(Bundle(request.bundle, request.banks))
         intrinsics = intrinsics_from_file(request.camera) if request.camera else None
         boxes = boxes_from(request.boxes) if request.boxes else None
         frames = frames_from(request.source, intrinsics)
@@ -185,6 +186,19 @@ def run_sequence(request: RunRequest, progress: Progress) -> RunOutcome:
             scores=tuple(scores),
             stopped=stopped,
         )
+
+
+def banks_from(options: Sequence[str]) -> dict[int, Path]:
+    """ "3=cup.safetensors" -> {3: cup.safetensors}. InputError for anything else."""
+    banks = {}
+    for option in options:
+        object_id, _, file = option.partition("=")
+        if not object_id.isdecimal() or not file:
+            raise InputError(
+                "--bank", got=repr(option), expected="ID=FILE, such as 3=cup.safetensors", remedy="Correct it."
+            )
+        banks[int(object_id)] = Path(file)
+    return banks
 
 
 def _drain(results: Iterator[FrameResult], sinks: list[Sink], total: int | None, progress: Progress) -> bool:

@@ -18,7 +18,7 @@ from posekit.runtime.detection import Detection, PoseEstimate, Reason, Unposed
 from posekit.runtime.errors import BankError, BundleError, InputError
 from posekit.runtime.estimator import PoseEstimator
 from posekit.runtime.intrinsics import Intrinsics
-from posekit.runtime.manifest import DEFAULT_CROPS_PER_PASS
+from posekit.runtime.manifest import DEFAULT_CROPS_PER_PASS, Rejection
 from posekit.runtime.pose import Pose, rotation_angle_rad
 from posekit.runtime.profiler import STAGES, StageProfiler, no_stage
 
@@ -239,6 +239,45 @@ def test_a_bank_of_fewer_views_than_the_matcher_returns_is_refused(toy_bundle: W
     few = bank_bytes(sha256, **per_view)
     with Bundle(toy_bundle(bank=few)) as bundle, pytest.raises(BankError, match="views: got 4, expected at least 5"):
         PoseEstimator(bundle, path="bank")
+
+
+def test_a_score_below_the_objects_threshold_is_no_answer(toy_bundle: Write) -> None:
+    with Bundle(toy_bundle()) as bundle:
+        entry = bundle.manifest.paths["bank"]
+        for threshold, found in ((0.9, True), (0.9999, False)):
+            rejection = {"1": Rejection(threshold, 0.05, 0.0, 100, 20)}
+            bundle.manifest = replace(bundle.manifest, paths={"bank": replace(entry, rejection=rejection)})
+            with PoseEstimator(bundle, path="bank") as estimator:
+                nearly_yellow, boxes = frame((200, 190, 0)), [Detection(i, 1.0, BOX) for i in (1, 2)]
+                outcomes = estimator.outcomes(nearly_yellow, CAMERA, boxes)
+            assert isinstance(outcomes[0], PoseEstimate) == found
+            assert found or (isinstance(outcomes[0], Unposed) and outcomes[0].reason is Reason.SCORE_BELOW_THRESHOLD)
+            assert isinstance(outcomes[1], PoseEstimate)  # the other object has no threshold
+
+
+def test_a_bank_file_takes_the_place_of_the_bundles_own(toy_bundle: Write, tmp_path: Path) -> None:
+    path = toy_bundle()
+    with Bundle(path) as bundle:
+        sha256 = bundle.manifest.files["embedder.onnx"].sha256
+    turned = np.tile(np.diag([1.0, -1, -1]).astype(np.float32), (6, 1, 1))
+    shared, foreign = tmp_path / "shared.safetensors", tmp_path / "foreign.safetensors"
+    shared.write_bytes(bank_bytes(sha256, R=turned))
+    foreign.write_bytes(bank_bytes("0" * 64))
+    poses = []
+    given: tuple[dict[int, Path | str], ...] = ({}, {1: shared})
+    for banks in given:
+        with Bundle(path, banks) as bundle, PoseEstimator(bundle, path="bank") as estimator:
+            (estimate,) = estimator.estimate(frame((200, 0, 0)), CAMERA, [Detection(1, 1.0, BOX)])
+            poses.append(estimate.cam_from_obj)
+    np.testing.assert_allclose(poses[0].R, np.eye(3), atol=1e-6)
+    np.testing.assert_allclose(poses[1].R, turned[0], atol=1e-6)
+    np.testing.assert_allclose(poses[0].t_m, poses[1].t_m)
+    with Bundle(path, {1: foreign}) as bundle, pytest.raises(BankError, match=r"foreign\.safetensors: embedder"):
+        PoseEstimator(bundle, path="bank")
+    with pytest.raises(InputError, match="object 7"):
+        Bundle(path, {7: shared})
+    with pytest.raises(BankError, match="absent"):
+        Bundle(path, {1: tmp_path / "absent.safetensors"})
 
 
 def test_a_bank_for_another_search_is_refused(toy_bundle: Write) -> None:
