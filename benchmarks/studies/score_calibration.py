@@ -116,7 +116,7 @@ def measured(bundle: Bundle, path: str, dataset: Path, advance: Advance) -> tupl
                     continue
                 thing = scored[true.object_id]
                 errors = pose_errors(found.cam_from_obj, true.cam_from_obj, thing, frame.intrinsics)
-                distance_m = errors.adds_m if thing.is_symmetric else errors.add_m
+                distance_m = errors.add_m if errors.adds_m is None else errors.adds_m
                 scores.append(found.score)
                 right.append(distance_m <= ADD_SHARE_OF_DIAMETER * thing.diameter_m)
                 two += found.alternative is not None
