@@ -172,7 +172,7 @@ def solved(
     """Maps of one crop -> pose. mask: (h, w) probability.  coords_m: (h, w, 3) object frame.
 
     Cells that are not finite are not used. Score: mean mask probability of the cells used, times the share of them
-    that the pose explains, times how far no other pose explains them as well.
+    that the pose explains, times how certain they leave the pose (`Solution.certainty`).
     """
     if mask.shape != coords_m.shape[:2]:
         raise SpecError(

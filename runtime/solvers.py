@@ -19,7 +19,7 @@ from posekit.runtime.pose import Array, Pose, nearest_rotation
 from posekit.runtime.profiler import Stage, no_stage
 from posekit.runtime.solve.consensus import CONFIDENCE, consensus
 from posekit.runtime.solve.pairs import Pairs, Poses, seen, together
-from posekit.runtime.solve.settle import settled
+from posekit.runtime.solve.settle import precision, settled
 
 MIN_INLIER_SHARE = 0.05  # random maps reach 1 % by chance
 MIN_WIDTH = 1e-3  # of a point set per its length: below, a turn about the line through the points goes unseen
@@ -32,7 +32,8 @@ MIN_RIVALRY = 0.05  # of a second pose, from which it is an alternative
 class Solution:
     """inliers: (N,) bool.  reprojection_px: root mean square over the inliers.
 
-    certainty: 1 for a pose without a rival, a half where `alternative` explains the pairs as well.
+    certainty: 0..1, how likely the points lie within about a tenth of the object's size: less where the pairs leave the pose
+    loose, at most a half where `alternative` explains them as well.
     """
 
     cam_from_obj: Pose
@@ -84,7 +85,8 @@ def solution_or_reason(
         return Reason.NO_CONSENSUS
     with stage("refine"):
         valleys = settled(found, pairs)
-    squared = seen(valleys.poses.part(slice(1)), pairs).squared_px[0]
+    best = valleys.poses.part(slice(1))
+    squared = seen(best, pairs).squared_px[0]
     inliers = squared < solver.reprojection_px**2
     if inliers.sum() < max(solver.min_correspondences, MIN_INLIER_SHARE * len(X)):
         return Reason.NO_CONSENSUS
@@ -97,7 +99,7 @@ def solution_or_reason(
         poses[0],
         inliers,
         float(np.sqrt(squared[inliers].mean())),
-        float(1 / (1 + rivalry.sum())),
+        precision(best, pairs) / (1 + float(rivalry.sum())),
         poses[rival] if rivalry[rival] > MIN_RIVALRY else None,
     )
 

@@ -73,12 +73,22 @@ def _chosen(first: npt.NDArray[np.bool_], a: Sequence[Array], b: Sequence[Array]
 def _moves(now: Seen, weights: Array, K: Array, damping: Array) -> Array:
     """Damped Gauss-Newton steps (S, 6): a rotation vector about the points' origin in the camera's axes, and a shift."""
     J = _jacobian(now, K)
-    weighted = (J * weights[:, None, None]).reshape(len(J), 6, -1)
-    H = weighted @ J.reshape(len(J), 6, -1).transpose(0, 2, 1)
+    weighted, H = _weighted(J, weights)
     g = weighted @ now.errors_px.reshape(len(J), -1, 1)
     diagonal = np.einsum("sii->si", H)
     diagonal += damping[:, None] * diagonal + ROUNDING * diagonal.max(axis=1, keepdims=True) + TINY
     return np.asarray(-np.linalg.solve(H, g)[:, :, 0])
+
+
+def normal_matrix(now: Seen, weights: Array, K: Array) -> Array:
+    """(S, 6, 6) J' W J of the steps: a rotation vector in the camera's axes about the points' origin, and a shift."""
+    return _weighted(_jacobian(now, K), weights)[1]
+
+
+def _weighted(J: Array, weights: Array) -> tuple[Array, Array]:
+    """J' W (S, 6, 2N) and J' W J (S, 6, 6)."""
+    weighted = (J * weights[:, None, None]).reshape(len(J), 6, -1)
+    return weighted, np.asarray(weighted @ J.reshape(len(J), 6, -1).transpose(0, 2, 1))
 
 
 def _jacobian(now: Seen, K: Array) -> Array:

@@ -11,8 +11,8 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from posekit.runtime.pose import Array
-from posekit.runtime.solve.fit import REACH, cost, fitted, weights_and_costs
+from posekit.runtime.pose import IDENTITY, Array
+from posekit.runtime.solve.fit import REACH, cost, fitted, normal_matrix, weights_and_costs
 from posekit.runtime.solve.pairs import Pairs, Poses, seen, together
 
 MOST_PAIRS = 256  # that tell valleys apart; the deepest are then fitted to all
@@ -21,6 +21,8 @@ MIRROR_WIDTHS, MIRROR_STEPS = (2.0, 1.2), 4  # enough to see whether there is a 
 LEAST_NOISE = 0.02  # thresholds: errors below are rounding, and say nothing about which of two valleys is deeper
 INDEPENDENT_PAIRS = 100  # at most: neighbouring pairs of a map err alike
 HOPELESS = 1e-3  # belief in a pose, against the best one's 1: it is not looked at any longer
+ALIKE = 11.0  # errors of a map's cells are alike: the variance of a pose is so many times that of independent ones
+TINY, IDENTITY_6 = 1e-30, np.eye(6)
 SAME, FAR = 1e-3, 0.4  # distances of two poses, in the points' spread: one valley, and a tenth of the object's diameter
 
 
@@ -46,6 +48,22 @@ def settled(starts: Poses, pairs: Pairs) -> Valleys:
     return _deepest_first(fitted(rough, pairs), pairs)
 
 
+def precision(best: Poses, pairs: Pairs) -> float:
+    """How likely the one pose moves the points by less than FAR from where they are, by the covariance of its fit: 0..1.
+
+    The pose's six numbers err with (J' W J)^-1 times the variance of the pairs, which is ALIKE times what it would be if
+    they erred on their own; the points' distance is taken as a normal error in two directions.
+    """
+    now = seen(best, pairs)
+    weights = weights_and_costs(now.squared_px, REACH * pairs.threshold_px)[0]
+    normal = normal_matrix(now, weights, pairs.K)[0] + TINY * IDENTITY_6
+    covariance = ALIKE * _variance(now.squared_px, weights) * np.linalg.inv(normal)
+    points = now.turned[0]
+    second = points @ points.T / points.shape[1]
+    squared = np.trace(covariance[:3, :3] @ (np.trace(second) * IDENTITY - second)) + np.trace(covariance[3:, 3:])
+    return float(-np.expm1(-(FAR**2) / max(float(squared), TINY)))
+
+
 def _deepest_first(poses: Poses, pairs: Pairs) -> Valleys:
     depths = cost(poses, pairs)
     order = np.argsort(depths, kind="stable")
@@ -59,11 +77,14 @@ def _evidence(best: Poses, pairs: Pairs) -> float:
     """What a squared pixel of cost takes from the logarithm of a pose's likelihood: 1 / (2 variance)."""
     squared = seen(best, pairs).squared_px
     weights = weights_and_costs(squared, REACH * pairs.threshold_px)[0]
-    near = weights > 0
-    count = float(weights.sum()) + 1e-9
-    variance = float((weights * np.where(near, squared, 0.0)).sum()) / (2 * count)
     least = (LEAST_NOISE * pairs.threshold_px) ** 2
-    return min(1.0, INDEPENDENT_PAIRS / count) / (2 * (variance + least))
+    independent = min(1.0, INDEPENDENT_PAIRS / (float(weights.sum()) + TINY))
+    return independent / (2 * (_variance(squared, weights) + least))
+
+
+def _variance(squared: Array, weights: Array) -> float:
+    """Of one coordinate of the agreeing pairs, squared pixels, of one pose."""
+    return float((weights * np.where(weights > 0, squared, 0.0)).sum() / (2 * weights.sum() + TINY))
 
 
 def _distinct(poses: Poses) -> npt.NDArray[np.bool_]:
