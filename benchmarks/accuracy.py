@@ -13,7 +13,7 @@ import numpy as np
 
 from posekit.benchmarks.pose_error import PoseErrors, ScoredObject, pose_errors
 from posekit.runtime.bop import TrueObject
-from posekit.runtime.detection import PoseEstimate
+from posekit.runtime.detection import PoseEstimate, Unposed
 from posekit.runtime.errors import InputError
 from posekit.runtime.intrinsics import Intrinsics
 from posekit.runtime.pose import Array
@@ -33,7 +33,8 @@ class TruthScore:
 
     correct_add: an estimate within 0.1 diameters by ADD, or by ADD-S for a symmetric object.  ar_mssd, ar_mspd: share of
     BOP's thresholds under which an estimate is correct.  errors: of the estimate matched to it without any threshold,
-    None for a miss.  detected: a box of its class overlaps it by half, None where no true box is known.
+    None for a miss.  detected: a box of its class, with a pose or without one, overlaps it by half; None where no true
+    box is known.
     visible_fraction: of its silhouette, None where the data set does not say.
     """
 
@@ -76,7 +77,7 @@ class Accuracy:
 
 def image_scores(
     truth: Sequence[TrueObject],
-    estimates: Sequence[PoseEstimate],
+    outcomes: Sequence[PoseEstimate | Unposed],
     objects: Mapping[int, ScoredObject],
     intrinsics: Intrinsics,
 ) -> list[TruthScore]:
@@ -84,9 +85,12 @@ def image_scores(
     scores: list[TruthScore] = []
     for object_id, scored in objects.items():
         trues = [true for true in truth if true.object_id == object_id and true.counts]
-        found = sorted((e for e in estimates if e.object_id == object_id), key=lambda e: -e.score)
+        mine = [outcome for outcome in outcomes if outcome.detection.object_id == object_id]
+        found = sorted((o for o in mine if isinstance(o, PoseEstimate)), key=lambda e: -e.score)[: len(trues)]
+        boxes = [e.detection.box_xyxy_px for e in found]
+        boxes += [o.detection.box_xyxy_px for o in mine if isinstance(o, Unposed)]
         if trues:
-            scores += _object_scores(trues, found[: len(trues)], scored, intrinsics)
+            scores += _object_scores(trues, found, boxes, scored, intrinsics)
     return scores
 
 
@@ -135,7 +139,11 @@ def box_iou(a_xyxy_px: Array, b_xyxy_px: Array) -> float:
 
 
 def _object_scores(
-    trues: Sequence[TrueObject], found: Sequence[PoseEstimate], scored: ScoredObject, intrinsics: Intrinsics
+    trues: Sequence[TrueObject],
+    found: Sequence[PoseEstimate],
+    boxes: Sequence[Array],
+    scored: ScoredObject,
+    intrinsics: Intrinsics,
 ) -> list[TruthScore]:
     pairs = [[pose_errors(e.cam_from_obj, t.cam_from_obj, scored, intrinsics) for t in trues] for e in found]
 
@@ -155,7 +163,7 @@ def _object_scores(
             ar_mssd[j],
             ar_mspd[j],
             matched.get(j),
-            _detected(true, found),
+            _detected(true, boxes),
             true.visible_fraction,
         )
         for j, true in enumerate(trues)
@@ -170,11 +178,11 @@ def _shares(errors: Array, limits: Sequence[float]) -> list[float]:
     return list((hits / len(limits)).tolist())
 
 
-def _detected(true: TrueObject, found: Sequence[PoseEstimate]) -> bool | None:
+def _detected(true: TrueObject, found: Sequence[Array]) -> bool | None:
     boxes = [box for box in (true.visible_box_xyxy_px, true.amodal_box_xyxy_px) if box is not None]
     if not boxes:
         return None
-    return any(box_iou(e.detection.box_xyxy_px, box) >= DETECTED_IOU for e in found for box in boxes)
+    return any(box_iou(one, box) >= DETECTED_IOU for one in found for box in boxes)
 
 
 def _accuracy(object_id: int | None, name: str, scores: Sequence[TruthScore]) -> ObjectAccuracy:

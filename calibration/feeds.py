@@ -15,7 +15,7 @@ import numpy as np
 import numpy.typing as npt
 
 from posekit.runtime.boxes import Boxes
-from posekit.runtime.crop import CropPreset
+from posekit.runtime.crop import CropPreset, has_crop
 from posekit.runtime.crop_batch import CropBatch, check_feedable
 from posekit.runtime.detection import Detection
 from posekit.runtime.detector import family_named, iou, letterbox
@@ -38,12 +38,14 @@ class Sample:
     """What one row of a feed shows.
 
     object_id: None for a whole image.   box_xyxy_px: (4,) in the frame.   cam_from_obj: the truth, None where unknown.
+    off: whether the frame's truth is known and has no object of that kind at the box.
     """
 
     frame: str
     object_id: int | None
     box_xyxy_px: Array
     cam_from_obj: Pose | None
+    off: bool = False
 
 
 @dataclass(frozen=True, eq=False)
@@ -87,7 +89,7 @@ class CropFeeds:
     """Crops and their geometry for an embedder, pose or correspondence graph. Implements CalibrationSource.
 
     open_frames: see `recorded_frames`.   boxes: see `posekit.runtime.boxes.boxes_from`; boxes of objects that are not
-    among `objects` are passed over.   objects: in the order of the path's object_ids.   inputs: of the graph.
+    among `objects`, and those of which no crop can be cut, are passed over.   objects: in the order of the path's object_ids.   inputs: of the graph.
 
     With more than `max_crops` boxes every object gets the same share, spread evenly over its own boxes.
     Raises SpecError for a graph input that no crop can give; iterating raises SourceError, InputError and
@@ -141,7 +143,8 @@ class CropFeeds:
         frames = self.open_frames()
         try:
             for frame in frames:
-                yield frame, [box for box in self.boxes(frame) if box.object_id in known]
+                found = [box for box in self.boxes(frame) if box.object_id in known]
+                yield frame, [box for box in found if has_crop(box.box_xyxy_px, frame.intrinsics)]
         finally:
             frames.close()
 
@@ -225,7 +228,11 @@ def _portion(rows: Sequence[tuple[Arrays, Sample]]) -> Portion:
 
 
 def _sample(frame: Frame, detection: Detection) -> Sample:
-    return Sample(frame.name, detection.object_id, detection.box_xyxy_px, true_pose_of(frame, detection))
+    pose = true_pose_of(frame, detection)
+    boxed = any(
+        true.visible_box_xyxy_px is not None or true.amodal_box_xyxy_px is not None for true in frame.truth or ()
+    )
+    return Sample(frame.name, detection.object_id, detection.box_xyxy_px, pose, off=boxed and pose is None)
 
 
 def true_pose_of(frame: Frame, detection: Detection) -> Pose | None:

@@ -1,9 +1,10 @@
 """Is this data fit to calibrate on, and what does it cover? One pass, with figures; unfit data is refused.
 
-Told apart: too few crops, copies and near copies, noise, pictures of nearly one colour, pixels prepared before they
-came here (float, normalised, other layout or size). Not told apart, because the pixels alone do not show it: red and
-blue swapped, another camera of the same image size, boxes that are loose, objects that are others than named. Those
-show as a pose error in verification.
+Told apart: too few crops, copies and near copies, noise, pictures of nearly one colour or of another exposure, pixels
+prepared before they came here (float, normalised, other layout or size), boxes that lie off the objects where the truth
+is known, objects without a crop. Not told apart, because the pixels alone do not show it: red and blue swapped, another
+camera of the same image size, boxes that are loose, objects that are others than named. Those show as a pose error in
+verification.
 """
 
 from __future__ import annotations
@@ -33,6 +34,8 @@ MIN_LEVELS = 16  # of 256: photographs use nearly all, a picture divided by 255 
 # keep 0.51 of their variance and more in a thumbnail. Noise images cut the same way reach one of both, never both.
 MIN_NEIGHBOUR_CORRELATION = 0.65
 MIN_COARSE_VARIANCE = 0.3
+# Those real crops have a brightest hundredth at grey level 199 and more, 152 and more above the darkest one.
+MIN_BRIGHT, MAX_DARK, MIN_CONTRAST = 64.0, 192.0, 32.0  # grey levels
 MAX_ODD_SHARE = 0.1  # crops of that kind may occur, but not make the ranges
 IN_PLANE_BINS = 12  # of 30 degrees
 
@@ -57,7 +60,9 @@ class Fitness:
     """Figures of one data set. fingerprint: sha256 of every byte that would be fed.
 
     copies: crops whose pixels equal another's before.   distinct: crops that are left when near copies count once.
-    noisy, flat: crops that look like noise, or use fewer than MIN_LEVELS levels.   objects: by id; empty for images.
+    noisy, flat: crops that look like noise, or use fewer than MIN_LEVELS levels.   dim: too dark, too bright or too grey.
+    off: boxes with no such object at them, by the frames' truth.   objects: by id; empty for images.   unseen: ids of the
+    objects that ranges are for and that no crop shows: told, not refused, for no recording shows all of many objects.
     """
 
     crops: int
@@ -67,34 +72,47 @@ class Fitness:
     flat: int
     fingerprint: str
     objects: dict[str, ObjectCoverage] = field(default_factory=dict)
+    dim: int = 0
+    off: int = 0
+    unseen: tuple[int, ...] = ()
 
 
-def fitness_of(source: CalibrationSource, directions: Array | None = None) -> Fitness:
+def fitness_of(source: CalibrationSource, directions: Array | None = None, object_ids: Iterable[int] = ()) -> Fitness:
     """Read a source once and measure it.
 
-    directions: (N, 3) unit vectors in the object frame, such as a viewsphere; without them view coverage is unknown.
+    object_ids: of the objects that it is to show.   directions: (N, 3) unit vectors in the object frame, such as a viewsphere; without them view coverage is unknown.
     Raises CalibrationError for pixels that are not what the graph takes, and what iterating the source raises.
     """
     fingerprint = hashlib.sha256()
     seen: set[bytes] = set()
     thumbnails: list[Array] = []
     samples: list[Sample] = []
-    copies = noisy = flat = 0
+    copies = noisy = flat = dim = 0
     for portion in source:
         pixels = _checked_pixels(portion.feed, source)
         _digest(fingerprint, portion.feed)
         samples += portion.samples
-        for picture in pixels:
+        for picture, sample in zip(pixels, portion.samples, strict=True):
             digest = hashlib.sha256(picture).digest()
             copies += digest in seen
             seen.add(digest)
             thumbnail = _thumbnail(picture)
             thumbnails.append(thumbnail)
-            noisy += _is_noise(picture, thumbnail)
+            noisy += _is_noise(_as_seen(picture, sample), thumbnail)
+            dim += not is_exposed(picture)
             flat += len(np.unique(picture)) < MIN_LEVELS
-    distinct = _distinct(thumbnails)
+    coverage = _coverage(samples, directions)
     return Fitness(
-        len(thumbnails), distinct, copies, noisy, flat, fingerprint.hexdigest(), _coverage(samples, directions)
+        len(thumbnails),
+        _distinct(thumbnails),
+        copies,
+        noisy,
+        flat,
+        fingerprint.hexdigest(),
+        coverage,
+        dim,
+        sum(sample.off for sample in samples),
+        tuple(sorted(id_ for id_ in object_ids if str(id_) not in coverage)),
     )
 
 
@@ -119,6 +137,18 @@ def check_fitness(fitness: Fitness) -> None:
             f"{fitness.noisy} of {fitness.crops} crops that look like noise",
             f"at most {most_odd}",
             "Use real or rendered frames: random pixels give ranges that no image gives.",
+        ),
+        (
+            fitness.dim <= most_odd,
+            f"{fitness.dim} of {fitness.crops} crops nearly black, nearly white or nearly grey",
+            f"at most {most_odd}",
+            "Record with the exposure that the device will have.",
+        ),
+        (
+            fitness.off <= most_odd,
+            f"{fitness.off} of {fitness.crops} boxes with no such object at them",
+            f"at most {most_odd}",
+            "Check the order of the boxes' numbers (x0, y0, x1, y1), their frames and object ids.",
         ),
         (
             fitness.distinct >= MIN_CROPS,
@@ -174,6 +204,16 @@ def _thumbnail(picture: Image) -> Array:
     return np.asarray(cv2.resize(picture, (THUMBNAIL_PX, THUMBNAIL_PX), interpolation=cv2.INTER_AREA), dtype=np.float64)
 
 
+def _as_seen(picture: Image, sample: Sample) -> Image:
+    """A crop no larger than its box was in the frame: enlarging makes neighbours of noise alike."""
+    import cv2
+
+    side = max(THUMBNAIL_PX // 2, round(float((sample.box_xyxy_px[2:] - sample.box_xyxy_px[:2]).max())))
+    if side >= max(picture.shape[:2]):
+        return picture
+    return np.asarray(cv2.resize(picture, (side, side), interpolation=cv2.INTER_AREA), dtype=np.uint8)
+
+
 def _is_noise(picture: Image, thumbnail: Array) -> bool:
     """Whether neighbours have little to do with each other, or averaging leaves little."""
     grey = picture.mean(axis=2)
@@ -192,6 +232,14 @@ def _neighbour_correlation(grey: Array) -> float:
         scale = float(np.sqrt((a * a).mean() * (b * b).mean()))
         found.append(float((a * b).mean()) / scale if scale else 1.0)
     return min(found)
+
+
+def is_exposed(picture: Image) -> bool:
+    """Whether the brightest and the darkest hundredth of a picture's values are where a camera's exposure puts them: not a
+    picture that is nearly black, nearly white, or nearly grey.
+    """
+    dark, bright = np.percentile(picture, (1, 99))
+    return bool(bright >= MIN_BRIGHT and dark <= MAX_DARK and bright - dark >= MIN_CONTRAST)
 
 
 def _distinct(thumbnails: list[Array]) -> int:
@@ -240,4 +288,4 @@ def _direction(pose: Pose) -> Array:
 def _in_plane_bin(pose: Pose) -> int:
     """Which way the object's z axis points in the image; its y axis where z points at or away from the camera."""
     axis: npt.NDArray[Any] = pose.R[:, 2] if abs(_direction(pose)[2]) < 0.95 else pose.R[:, 1]
-    return int((np.arctan2(axis[1], axis[0]) / (2 * np.pi) % 1.0) * IN_PLANE_BINS) % IN_PLANE_BINS
+    return round(float(np.arctan2(axis[1], axis[0]) / (2 * np.pi)) * IN_PLANE_BINS) % IN_PLANE_BINS

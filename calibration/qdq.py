@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from onnx import ModelProto, NodeProto
 
 INT8_MAX = 127
+LEAST_OPSET = 13  # the first whose Q/DQ have a scale per channel
 FLOAT16_OPSET = 19  # the first whose Q/DQ take float16
 BRANCH = "_int8"  # suffix of the tensors that only nodes to quantise see
 CUT = f"{BRANCH}_Identity"
@@ -97,9 +98,15 @@ def _kept(nodes: Sequence[WeightedNode], excluded: Collection[str]) -> tuple[Wei
     return tuple(node for node in nodes if node.name not in excluded)
 
 
-def _check_unquantised(model: ModelProto) -> None:
+def least_opset(model: ModelProto) -> int:
+    """Of those that can say this graph in INT8."""
     from onnx import TensorProto
 
+    half = any(tensor.data_type == TensorProto.FLOAT16 for tensor in model.graph.initializer)
+    return FLOAT16_OPSET if half else LEAST_OPSET
+
+
+def _check_unquantised(model: ModelProto) -> None:
     found = next((node for node in model.graph.node if node.op_type in (QUANTIZE, DEQUANTIZE)), None)
     if found is not None:
         raise PrecisionError(
@@ -109,13 +116,11 @@ def _check_unquantised(model: ModelProto) -> None:
             remedy="Start from the float32 or float16 file.",
         )
     opset = next((entry.version for entry in model.opset_import if entry.domain in ("", "ai.onnx")), 0)
-    half = any(tensor.data_type == TensorProto.FLOAT16 for tensor in model.graph.initializer)
-    least = FLOAT16_OPSET if half else 13  # per-channel scales
-    if opset < least:
+    if opset < least_opset(model):
         raise PrecisionError(
             "graph to quantise",
             got=f"opset {opset}",
-            expected=f"at least {least}",
+            expected=f"at least {least_opset(model)}",
             remedy="Export it again at opset 19.",
         )
 

@@ -6,6 +6,7 @@ import hashlib
 import json
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import cache
 from pathlib import Path
 
 from posekit.calibration.ranges import RangeTable, method_named
@@ -14,14 +15,16 @@ from posekit.runtime.backends.ort import imported_onnxruntime
 from posekit.runtime.errors import OutputError
 from posekit.runtime.records import RecordProblem, json_from_record, plain_from, record_from
 
-FORMAT = 1  # of the file, and of how ranges are computed
+FORMAT = 1  # of the file
+COMPUTING = ("ranges", "nodes", "sessions")  # the modules of this package that ranges follow from
 
 
 @dataclass(frozen=True)
 class TableKey:
     """All that ranges depend on. Hashes are sha256, hexadecimal.
 
-    graph: of the ONNX file.   data: `Fitness.fingerprint`.   preprocessing: `CalibrationSource.preprocessing`.
+    graph: of the ONNX file.   data: `Fitness.fingerprint`.   preprocessing: `CalibrationSource.preprocessing`.   code: of
+    the modules that compute ranges: what one version of posekit found, another does not take for its own.
     """
 
     graph: str
@@ -30,6 +33,7 @@ class TableKey:
     method: str
     options: dict[str, float]
     onnxruntime: str
+    code: str
     format: int = FORMAT
 
     @property
@@ -58,11 +62,20 @@ class CachedTable:
     path: Path | None = field(default=None)
 
 
+@cache
+def computing_code() -> str:
+    """sha256 of the sources of COMPUTING."""
+    sources = (Path(__file__).with_name(f"{name}.py").read_bytes() for name in COMPUTING)
+    return hashlib.sha256(b"".join(sources)).hexdigest()
+
+
 def table_key(graph: bytes | memoryview, data: str, preprocessing: str, method: str) -> TableKey:
     """The key of a graph's ranges. PrecisionError for an unknown method."""
     options = method_named(method).options
     digest = hashlib.sha256(graph).hexdigest()
-    return TableKey(digest, data, preprocessing, method, options, str(imported_onnxruntime().__version__))
+    return TableKey(
+        digest, data, preprocessing, method, options, str(imported_onnxruntime().__version__), computing_code()
+    )
 
 
 def cached_table(folder: Path, key: TableKey, make: Callable[[], RangeTable]) -> CachedTable:

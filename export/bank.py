@@ -19,14 +19,14 @@ import cv2
 import numpy as np
 import numpy.typing as npt
 
+from posekit.export.bank_ceiling import Ceiling
+from posekit.export.bank_recipe import BankRecipe, bank_rotations
 from posekit.export.bank_search import matched_arrays
 from posekit.export.mesh import ObjectModel
-from posekit.export.recipe import BankRecipe
 from posekit.export.render import Image, Renderer, headlight, shade
 from posekit.export.tensor_file import write_tensor_file
-from posekit.export.viewsphere import view_rotations, viewsphere
 from posekit.runtime.atomic import replacing
-from posekit.runtime.bank import FORMAT, MIN_VIEWS
+from posekit.runtime.bank import FORMAT
 from posekit.runtime.crop import CropPreset, crop
 from posekit.runtime.detection import box_from_mask
 from posekit.runtime.errors import ExportError, OutputError
@@ -60,12 +60,13 @@ class Template:
 
 @dataclass(frozen=True)
 class BuiltBank:
-    """views: N.  places: L.  channels: C.  size: of the file in bytes."""
+    """views: N.  places: L.  channels: C.  size: of the file in bytes.  ceiling: of its poses, where it was reckoned."""
 
     views: int
     places: int
     channels: int
     size: int
+    ceiling: Ceiling | None = None
 
 
 def build_bank(
@@ -85,7 +86,7 @@ def build_bank(
     """
     rotations = bank_rotations(recipe)
     camera, distance_m = template_camera(model, crop_preset, recipe.distance_m)
-    places, channels = _descriptor_shape(embedder)
+    places, channels = _descriptor_shape(embedder, crop_preset.wh_px)
     count = len(rotations)
     with _scratch((count, places, channels), DTYPES[recipe.precision], path.parent) as descriptors:
         weights, boxes = np.empty(count, np.float32), np.empty((count, 4), np.float32)
@@ -131,24 +132,6 @@ def _finite(descriptors: npt.NDArray[Any], first_view: int) -> npt.NDArray[Any]:
     return descriptors
 
 
-def bank_rotations(recipe: BankRecipe) -> Array:
-    """(N, 3, 3) of all views, the turns of one direction adjacent. ExportError for fewer than a matcher can rank."""
-    every = view_rotations(recipe.sphere, recipe.in_plane_steps)
-    height = viewsphere(recipe.sphere)[:, 2]
-    lowest = np.cos(np.deg2rad(recipe.max_angle_deg))
-    chosen = height > lowest + 1e-9 if recipe.max_angle_deg < 180 else np.ones(len(height), bool)
-    rotations = every[np.repeat(chosen, recipe.in_plane_steps)]
-    fewest = MIN_VIEWS[recipe.search]
-    if len(rotations) < fewest:
-        raise ExportError(
-            f"views of a {recipe.search} bank",
-            got=len(rotations),
-            expected=f"at least {fewest}",
-            remedy="Widen max_angle_deg, or take a denser sphere or more in_plane_steps.",
-        )
-    return np.asarray(rotations)
-
-
 def template_camera(model: ObjectModel, preset: CropPreset, distance_m: float | None) -> tuple[Intrinsics, float]:
     """(camera, distance of the object's centre): the sphere about the centre that holds the object fills FILL of it.
 
@@ -163,7 +146,7 @@ def template_camera(model: ObjectModel, preset: CropPreset, distance_m: float | 
             expected=f"more than {radius * 1.05:.3g} m: the object reaches {radius:.3g} m from its centre",
             remedy="Increase distance_m or leave it out.",
         )
-    side = round(OVERSIZE * preset.size_px)
+    side = round(OVERSIZE * max(preset.wh_px))
     focal = FILL * side / 2 * np.sqrt(distance**2 - radius**2) / radius
     centre = (side - 1) / 2
     return Intrinsics(np.array([[focal, 0, centre], [0, focal, centre], [0, 0, 1]]), side, side), distance
@@ -197,28 +180,32 @@ def template_box(mask: npt.NDArray[np.bool_], what: str) -> Array:
     return box_from_mask(mask)
 
 
-def place_weights(mask: npt.NDArray[np.bool_], warp: Array, size_px: int, places: int) -> npt.NDArray[np.float32]:
+def place_weights(
+    mask: npt.NDArray[np.bool_], warp: Array, wh_px: tuple[int, int], places: int
+) -> npt.NDArray[np.float32]:
     """(L,) mask / |mask| on the crop's grid of places. A place counts that any of the object's pixels reaches.
 
     S1, S2: the template's alpha resized to the grid, > 0; places are square cells of the crop, row by row.
     """
-    side = grid_side(places)
-    alpha = cv2.warpAffine(mask.astype(np.float32), warp, (size_px, size_px), flags=cv2.INTER_LINEAR)
-    cells = cv2.resize(alpha, (side, side), interpolation=cv2.INTER_AREA).ravel() > 0
+    alpha = cv2.warpAffine(mask.astype(np.float32), warp, wh_px, flags=cv2.INTER_LINEAR)
+    cells = cv2.resize(alpha, grid_wh(places, wh_px), interpolation=cv2.INTER_AREA).ravel() > 0
     return np.asarray(cells / max(cells.sum(), 1), np.float32)
 
 
-def grid_side(places: int) -> int:
-    """Side of a square grid of places. ExportError where they are none."""
-    side = math.isqrt(places)
-    if side * side != places:
+def grid_wh(places: int, wh_px: tuple[int, int]) -> tuple[int, int]:
+    """Columns and rows of a crop's places, which are square cells. ExportError where they are none."""
+    width, height = wh_px
+    columns = math.isqrt(places * width // height)
+    if places == 1:
+        return 1, 1
+    if not columns or columns * columns * height != places * width or places % columns:
         raise ExportError(
             "embedder",
-            got=f"{places} places",
-            expected="a square grid of places: 1, 196, 784, ...",
-            remedy="Give descriptors of a square map.",
+            got=f"{places} places of a {width} x {height} px crop",
+            expected="a grid of places in the crop's aspect ratio, such as 1, 196 or 784 of a square",
+            remedy="Give descriptors of a map whose cells are square, or another size_px.",
         )
-    return side
+    return columns, places // columns
 
 
 def _cropped(
@@ -226,7 +213,7 @@ def _cropped(
 ) -> tuple[Image, npt.NDArray[np.float32]]:
     """(crops (B, S, S, 3), weights (B, L)) through the one crop function."""
     cut = [crop(view.image_rgb_u8, view.box_xyxy_px, camera, preset) for view in views]
-    weights = [place_weights(v.mask, c.warp, preset.size_px, places) for v, c in zip(views, cut, strict=True)]
+    weights = [place_weights(v.mask, c.warp, preset.wh_px, places) for v, c in zip(views, cut, strict=True)]
     return np.stack([c.pixels for c in cut]), np.stack(weights)
 
 
@@ -245,7 +232,7 @@ def _turned(
     return turned, np.asarray(alpha > 0.5)
 
 
-def _descriptor_shape(embedder: Session) -> tuple[int, int]:
+def _descriptor_shape(embedder: Session, crop_wh_px: tuple[int, int]) -> tuple[int, int]:
     shape = next((spec.shape for spec in embedder.outputs if spec.name == "descriptors"), ())
     if len(shape) != 3 or not all(isinstance(n, int) for n in shape[1:]):
         raise ExportError(
@@ -254,7 +241,7 @@ def _descriptor_shape(embedder: Session) -> tuple[int, int]:
             expected="descriptors (batch, L, C) with fixed L and C",
             remedy="Pass the embedder graph.",
         )
-    grid_side(int(shape[1]))
+    grid_wh(int(shape[1]), crop_wh_px)
     return int(shape[1]), int(shape[2])
 
 

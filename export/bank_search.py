@@ -6,13 +6,12 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-import torch
 
 from posekit.runtime.bank import Search, sketch_channels
 
 SKETCHED_AT_ONCE = 1024
 SAMPLED_VIEWS = 4096  # that the directions of sketches are taken from: they span the rest
-SVD_ITERATIONS = 4
+SUBSPACE_ITERATIONS = 5
 
 
 def matched_arrays(
@@ -35,13 +34,19 @@ def matched_arrays(
 def sketch_projection(
     descriptors: npt.NDArray[np.floating], weights: npt.NDArray[np.float32]
 ) -> npt.NDArray[np.float32]:
-    """(L C, S): the right singular vectors of the weighted templates that matter most, of evenly chosen views."""
+    """(L C, S): the right singular vectors of the weighted templates that matter most, of evenly chosen views.
+
+    Subspace iteration from a random start (Halko, Martinsson, Tropp 2011, algorithm 4.4).
+    """
     chosen = np.linspace(0, len(descriptors) - 1, min(len(descriptors), SAMPLED_VIEWS)).round().astype(int)
-    rows = torch.from_numpy(_weighted(descriptors, weights, chosen))
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(0)
-        _, _, directions = torch.svd_lowrank(rows, q=sketch_channels(rows.shape[1]), niter=SVD_ITERATIONS)
-    return np.ascontiguousarray(directions.numpy())
+    rows = _weighted(descriptors, weights, chosen)
+    channels = sketch_channels(rows.shape[1])
+    directions = np.random.default_rng(0).standard_normal((rows.shape[1], channels), np.float32)
+    for _ in range(SUBSPACE_ITERATIONS):
+        basis, _ = np.linalg.qr(rows @ directions)
+        directions, _ = np.linalg.qr(rows.T @ basis)
+    turn = np.linalg.svd(rows @ directions, full_matrices=False)[2]
+    return np.ascontiguousarray(directions @ turn.T)
 
 
 def _weighted(

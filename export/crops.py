@@ -1,7 +1,10 @@
-"""The real crops of a recipe: those that ranges are from, and those that variants are compared on."""
+"""The real crops of a recipe: those that variants are made on (ranges, overflow, the search for int8), and those that they
+are judged on. No frame is both.
+"""
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
@@ -11,15 +14,18 @@ from posekit.calibration.fitness import Fitness, fitness_of
 from posekit.export.recipe import CropsRecipe, ExportRecipe
 from posekit.export.verify.samples import Sample, samples_from
 from posekit.export.viewsphere import viewsphere
-from posekit.runtime.boxes import Boxes, boxes_from
+from posekit.runtime.boxes import TRUE_BOXES, Boxes, boxes_from
+from posekit.runtime.camera_file import intrinsics_from_file
 from posekit.runtime.crop import CropPreset
+from posekit.runtime.detection import Detection
 from posekit.runtime.engines.options import profile_from_histogram
-from posekit.runtime.intrinsics import Intrinsics, intrinsics_from_json
+from posekit.runtime.intrinsics import Intrinsics
 from posekit.runtime.manifest import DEFAULT_CROPS_PER_PASS, DetectorEntry, ObjectEntry
 from posekit.runtime.sources import Frame, Frames
 from posekit.runtime.tensor import TensorSpec
 
 CALIBRATION, VERIFICATION = 0, 1  # even frames, odd frames
+SEARCH_CROPS = 96  # at most: every candidate of a search runs them all
 COVERAGE_VIEWS = 42  # directions, 20 degrees apart, that calibration crops are counted over
 
 
@@ -33,16 +39,26 @@ class CalibrationCrops:
     @staticmethod
     def of(feeds: CalibrationSource) -> CalibrationCrops:
         """Read once and measured."""
-        return CalibrationCrops(feeds, fitness_of(feeds, viewsphere(COVERAGE_VIEWS)))
+        ids = [entry.id for entry in feeds.objects] if isinstance(feeds, CropFeeds) else []
+        return CalibrationCrops(feeds, fitness_of(feeds, viewsphere(COVERAGE_VIEWS), ids))
 
 
 def verification_samples(recipe: ExportRecipe, object_ids: set[int]) -> list[Sample]:
     """The crops that variants are compared on: the recipe's own, or those frames that are not calibrated on."""
     entry = recipe.verification or recipe.calibration
     assert entry is not None  # the recipe's cross-check
-    boxes = _boxes(recipe, entry, None if recipe.verification else VERIFICATION)
+    boxes = _boxes(recipe, entry, VERIFICATION)
     source = str(recipe.resolve(entry.source))
     return samples_from(source, boxes, _intrinsics(recipe, entry), object_ids, entry.max_crops)
+
+
+def search_samples(recipe: ExportRecipe, object_ids: set[int]) -> list[Sample]:
+    """The crops on which it is chosen what may be int8: of the frames that are calibrated on, none that is verified on."""
+    entry = recipe.calibration
+    assert entry is not None  # the recipe's cross-check
+    boxes = _boxes(recipe, entry, CALIBRATION)
+    most = min(entry.max_crops, SEARCH_CROPS)
+    return samples_from(str(recipe.resolve(entry.source)), boxes, _intrinsics(recipe, entry), object_ids, most)
 
 
 def calibration_crops(
@@ -52,7 +68,7 @@ def calibration_crops(
     entry = recipe.calibration
     assert entry is not None  # the recipe's cross-check
     frames = recorded_frames(recipe.resolve(entry.source), _intrinsics(recipe, entry))
-    boxes = _boxes(recipe, entry, None if recipe.verification else CALIBRATION)
+    boxes = _boxes(recipe, entry, CALIBRATION)
     return CropFeeds(frames, boxes, objects, crop, inputs, entry.max_crops)
 
 
@@ -61,8 +77,22 @@ def calibration_images(recipe: ExportRecipe, detector: DetectorEntry, inputs: tu
     entry = recipe.calibration
     assert entry is not None  # the recipe's cross-check
     every = recorded_frames(recipe.resolve(entry.source), _intrinsics(recipe, entry))
-    mine = every if recipe.verification else lambda: Frames(_of_calibration(every()), None)
+    mine = every if not _one_source(recipe) else lambda: Frames(_of_calibration(every()), None)
     return ImageFeeds(mine, detector, inputs, entry.max_crops)
+
+
+def labelled_frames(recipe: ExportRecipe, most: int) -> list[tuple[Frame, list[Detection]]]:
+    """At most so many frames of the calibration's, spread evenly, with the boxes in them."""
+    entry = recipe.calibration
+    assert entry is not None  # the recipe's cross-check
+    boxes = boxes_from(entry.boxes if entry.boxes in TRUE_BOXES else str(recipe.resolve(entry.boxes)))
+    frames = recorded_frames(recipe.resolve(entry.source), _intrinsics(recipe, entry))()
+    step = max(1, math.ceil((frames.count or most) / most))
+    try:
+        some = [frame for frame in frames if frame.index % step == 0]
+    finally:
+        frames.close()
+    return [(frame, boxes(frame)) for frame in some]
 
 
 def measured_crops_per_pass(recipe: ExportRecipe, object_ids: Collection[int]) -> tuple[int, int, int]:
@@ -91,10 +121,18 @@ def _of_calibration(frames: Frames) -> Iterator[Frame]:
 
 
 def _boxes(recipe: ExportRecipe, entry: CropsRecipe, half: int | None) -> Boxes:
-    """half: only of even or odd frames, so that nothing is verified on what it was calibrated on."""
-    boxes = boxes_from(entry.boxes if entry.boxes == "gt" else str(recipe.resolve(entry.boxes)))
-    return boxes if half is None else lambda frame: boxes(frame) if frame.index % 2 == half else []
+    """half: only of even or odd frames where one source is for both, so that nothing is verified on what it was made on."""
+    boxes = boxes_from(entry.boxes if entry.boxes in TRUE_BOXES else str(recipe.resolve(entry.boxes)))
+    if half is None or not _one_source(recipe):
+        return boxes
+    return lambda frame: boxes(frame) if frame.index % 2 == half else []
+
+
+def _one_source(recipe: ExportRecipe) -> bool:
+    """Whether variants are made and judged on frames of the same recording."""
+    sources = {recipe.resolve(entry.source).resolve() for entry in (recipe.calibration, recipe.verification) if entry}
+    return len(sources) == 1
 
 
 def _intrinsics(recipe: ExportRecipe, entry: CropsRecipe) -> Intrinsics | None:
-    return intrinsics_from_json(recipe.resolve(entry.camera)) if entry.camera else None
+    return intrinsics_from_file(recipe.resolve(entry.camera)) if entry.camera else None

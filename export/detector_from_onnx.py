@@ -7,9 +7,10 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from posekit.calibration.qdq import least_opset
 from posekit.export.onnx_graph import FORBIDDEN, check_graph, strip_origin
 from posekit.runtime.detector import FAMILIES, Family, family_named
-from posekit.runtime.errors import ExportError, RecipeError
+from posekit.runtime.errors import ExportError, PosekitError, RecipeError
 from posekit.runtime.tensor import TensorSpec
 
 if TYPE_CHECKING:
@@ -22,18 +23,24 @@ THIRD_PARTY = tuple(name for name, family in FAMILIES.items() if set(family.shap
 # What a licence asks to be kept; the rest of a file's metadata is dropped.
 KEPT_METADATA = ("license", "author")
 PREFIX = "detector/"
+RAISED_TOLERANCE = 1e-5  # of the largest value
 
 
 def detector_graph_from_onnx(
-    path: Path | str, family: str, class_count: int, input_wh_px: tuple[int, int] | None = None
+    path: Path | str,
+    family: str,
+    class_count: int,
+    input_wh_px: tuple[int, int] | None = None,
+    int8: bool = False,
 ) -> onnx.ModelProto:
     """Input `image` uint8 (1, H, W, 3) RGB -> output `predictions`, equal to the original's on a pixel tensor by hand.
 
     path: a detector as its own tools export it, without suppression: one float (1, 3, H, W) input. Of YOLOX the raw
     outputs: an export with --decode_in_inference has the same shape and cannot be told apart.
     class_count: see `labels_from_onnx` and `labels_from_file`.   input_wh_px: for graphs whose H and W are dynamic.
-    The opset is kept; outputs that are not the family's predictions are cut off, with what only they need.
-    Raises ExportError for a file that is no such graph, SpecError for an unknown family.
+    int8: a graph whose opset cannot say int8 is raised to one that can, and gives the same numbers; any other keeps its
+    opset. Outputs that are not the family's predictions are cut off, with what only they need.
+    Raises ExportError for a file that is no such graph or cannot be raised, SpecError for an unknown family.
     """
     import onnx
 
@@ -42,9 +49,11 @@ def detector_graph_from_onnx(
         raise _refused(path, f"family {family!r}", f"one of {', '.join(THIRD_PARTY)}", "posekit exports its own.")
     model = _loaded(path)
     _check_ops(path, model)
-    opset = model.opset_import[0].version
     wh = _fix_input(path, model, input_wh_px)
     model = _with_known_shapes(path, model)
+    if int8 and model.opset_import[0].version < least_opset(model):
+        model = _with_known_shapes(path, _raised(path, model, least_opset(model), 255.0 / row.divisor))
+    opset = model.opset_import[0].version
     _keep_predictions(path, model, row, family, wh, class_count)
     model = onnx.compose.add_prefix(model, PREFIX)
     _prepend_entrance(model, row, wh)
@@ -170,6 +179,45 @@ def _with_known_shapes(path: Path | str, model: onnx.ModelProto) -> onnx.ModelPr
         raise _refused(
             path, str(error)[:200], "shapes that follow from the input", "Export the detector again."
         ) from error
+
+
+def _raised(path: Path | str, model: onnx.ModelProto, opset: int, brightest: float) -> onnx.ModelProto:
+    """The same graph in a later opset, with the same numbers on a picture of noise up to `brightest`. ExportError where
+    ONNX's converter cannot.
+    """
+    import numpy as np
+    import onnx
+
+    from posekit.runtime.backends.ort import OrtSession
+
+    expected = f"a graph that can be raised to opset {opset}, which int8 needs"
+    remedy = f"Export the detector with opset {opset} or later, or leave int8 out of its variants."
+    try:
+        raised = onnx.version_converter.convert_version(model, opset)
+        onnx.checker.check_model(raised, full_check=True)
+        pixels = np.random.default_rng(0).random(
+            [dim.dim_value for dim in model.graph.input[0].type.tensor_type.shape.dim]
+        )
+        kind = onnx.helper.tensor_dtype_to_np_dtype(model.graph.input[0].type.tensor_type.elem_type)
+        feed = {model.graph.input[0].name: (pixels * brightest).astype(kind)}
+        before, after = (
+            {name: value.astype(np.float64) for name, value in OrtSession(one.SerializeToString()).run(feed).items()}
+            for one in (model, raised)
+        )
+    except (
+        RuntimeError,
+        ValueError,
+        onnx.checker.ValidationError,
+        onnx.shape_inference.InferenceError,
+        PosekitError,
+    ) as error:
+        got = f"opset {model.opset_import[0].version}, {type(error).__name__}: {str(error).strip().splitlines()[-1][:200]}"
+        raise _refused(path, got, expected, remedy) from error
+    for name, value in before.items():
+        worst = float(np.abs(value - after[name]).max())
+        if not worst <= RAISED_TOLERANCE * float(np.abs(value).max()):
+            raise _refused(path, f"output {name!r} that differs by {worst:.3g} once it is raised", expected, remedy)
+    return raised
 
 
 def _keep_predictions(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -10,7 +11,7 @@ from pathlib import Path
 
 import onnx
 
-from posekit.export.kernel_types import product_types
+from posekit.export.kernel_types import as_chosen, product_types
 from posekit.runtime.backends.tensorrt import profiles_for
 from posekit.runtime.bundle import Bundle
 from posekit.runtime.engines.api import FlavourName, tensorrt_module
@@ -46,7 +47,7 @@ def compile_ahead(bundle: Bundle, progress: Progress, cache: EngineCache | None 
 
     A plan per compute capability: in one for several, one list of kernels would speak for all. Plans that are in the
     cache are not built again. Raises EngineError for what cannot be compiled, and where a kernel has another number type
-    than its graph says.
+    than its graph says, or than the search for the nodes of an int8 file chose.
     """
     version: str = tensorrt_module(FLAVOUR).__version__
     store = cache or EngineCache()
@@ -57,16 +58,31 @@ def compile_ahead(bundle: Bundle, progress: Progress, cache: EngineCache | None 
         if precision != "fp32"
         for capability in RTX_CAPABILITIES
     ]
-    compiled = []
+    chosen, compiled = chosen_nodes(bundle), []
     for done, (graph, precision, capability) in enumerate(rows):
         progress("engines", done, len(rows))
-        compiled.append(_compiled(bundle, graph, precision, capability, version, store))
+        nodes = chosen.get(graph) if precision == "int8" else None
+        compiled.append(_compiled(bundle, graph, precision, capability, version, store, nodes))
     progress("engines", len(rows), len(rows))
     return tuple(compiled)
 
 
+def chosen_nodes(bundle: Bundle) -> dict[str, tuple[str, ...]]:
+    """Graph -> the nodes of its int8 file that were chosen to multiply integers, by the bundle's report on precision."""
+    member = bundle.manifest.reports.get("precision")
+    rows = json.loads(bytes(bundle.read(member))) if member else []
+    found = {row["graph"]: row.get("int8", {}).get("quantised") for row in rows}
+    return {graph: tuple(nodes) for graph, nodes in found.items() if nodes}
+
+
 def _compiled(
-    bundle: Bundle, graph: str, precision: Precision, capability: int, version: str, store: EngineCache
+    bundle: Bundle,
+    graph: str,
+    precision: Precision,
+    capability: int,
+    version: str,
+    store: EngineCache,
+    chosen: tuple[str, ...] | None,
 ) -> CompiledEngine:
     entry = bundle.manifest.graphs[graph]
     member = entry.variants[precision]
@@ -74,7 +90,8 @@ def _compiled(
     options = BuildOptions(FLAVOUR, profiles_for(entry), compute_capabilities=(capability,))
     key = EngineKey(bundle.manifest.files[member].sha256, options, version)
     found = store.plan_for(key, partial(build_plan, content, entry.inputs, options))
-    check_kernels(found.report.kernels, product_types(onnx.load_from_string(content)))
+    types = product_types(onnx.load_from_string(content))
+    check_kernels(found.report.kernels, types if chosen is None else as_chosen(types, chosen))
     products = Counter(kernel.multiplied for kernel in found.report.kernels if kernel.multiplies)
     return CompiledEngine(
         graph,

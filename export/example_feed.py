@@ -51,8 +51,8 @@ def example_feed(specs: Sequence[TensorSpec], sizes: Mapping[str, int], seed: in
             )
         feed[spec.name] = make(rng, shapes[spec.name], feed).astype(spec.dtype)
     if "warp" in feed and "box" in feed:
-        side = shapes["crops"][1] if "crops" in shapes else 128
-        preset = CropPreset("square", side)
+        height, width = shapes["crops"][1:3] if "crops" in shapes else (128, 128)
+        preset = CropPreset("square", (width, height))
         feed["warp"] = np.stack([crop_warp(box, preset, IMAGE_WH_PX) for box in feed["box"]]).astype(np.float32)
     return {name: np.ascontiguousarray(array) for name, array in feed.items()}
 

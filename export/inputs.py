@@ -10,6 +10,7 @@ from posekit.export.crops import (
     calibration_crops,
     calibration_images,
     measured_crops_per_pass,
+    search_samples,
     verification_samples,
 )
 from posekit.export.fingerprint import fingerprint
@@ -23,7 +24,8 @@ from posekit.export.verify.samples import Sample, frames_of
 
 @dataclass(frozen=True, eq=False)
 class ExportInputs:
-    """objects: by id.  networks: by name.  samples, crops: of a recipe with variants; crops by graph.
+    """objects: by id.  networks: by name.  samples, searched, crops: of a recipe with variants, which are verified on the
+    samples, chosen on the searched ones and calibrated on the crops, by graph.
 
     crops_per_pass: by network, where the recipe asks for others than the runtime's own.
     """
@@ -33,6 +35,7 @@ class ExportInputs:
     networks: dict[str, Network]
     detector: Detector | None
     samples: tuple[Sample, ...] = ()
+    searched: tuple[Sample, ...] = ()
     crops: dict[str, CalibrationCrops] = field(default_factory=dict)
     crops_per_pass: dict[str, tuple[int, int, int]] = field(default_factory=dict)
 
@@ -82,8 +85,8 @@ def read_inputs(recipe: ExportRecipe, progress: Progress) -> ExportInputs:
         inputs = replace(inputs, crops_per_pass=counted)
     if not recipe.precision.variants:
         return inputs
-    samples = verification_samples(recipe, set(objects))
-    inputs = replace(inputs, samples=tuple(samples))
+    samples, searched = (tuple(read(recipe, set(objects))) for read in (verification_samples, search_samples))
+    inputs = replace(inputs, samples=samples, searched=searched)
     return replace(inputs, crops=_crops(inputs, progress))
 
 
@@ -94,14 +97,16 @@ def _crops(inputs: ExportInputs, progress: Progress) -> dict[str, CalibrationCro
     for done, entry in enumerate(recipe.networks):
         progress("crops", done, steps)
         network, ids = inputs.networks[entry.name], inputs.ids_of(entry)
-        check_enough(sum(s.detection.object_id in ids for s in inputs.samples), f"network {entry.name}", "crops")
+        for samples in (inputs.samples, inputs.searched):
+            check_enough(sum(s.detection.object_id in ids for s in samples), f"network {entry.name}", "crops")
         for name in dict.fromkeys(plan.graph for plan in network.paths.values()):
             entries = [inputs.objects[i].entry for i in ids]
             feeds = calibration_crops(recipe, entries, network.crop, network.graphs[name].inputs)
             found[f"{entry.name}.{name}"] = CalibrationCrops.of(feeds)
     progress("crops", len(recipe.networks), steps)
     if inputs.detector and recipe.detector_variants:
-        check_enough(len(frames_of(inputs.samples)), DETECTOR, "frames")
+        for samples in (inputs.samples, inputs.searched):
+            check_enough(len(frames_of(samples)), DETECTOR, "frames")
         images = calibration_images(recipe, inputs.detector.entry, inputs.detector.inputs)
         found[DETECTOR] = CalibrationCrops.of(images)
     progress("crops", steps, steps)

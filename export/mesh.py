@@ -47,7 +47,9 @@ class Texture:
         levels = [np.ascontiguousarray(self.image_rgb_u8)]
         while min(levels[-1].shape[:2]) > 32:
             h, w = levels[-1].shape[:2]
-            halved = cv2.resize(levels[-1], (w // 2, h // 2), interpolation=cv2.INTER_LINEAR_EXACT)  # equal on all machines
+            halved = cv2.resize(
+                levels[-1], (w // 2, h // 2), interpolation=cv2.INTER_LINEAR_EXACT
+            )  # equal on all machines
             levels.append(np.asarray(halved, np.uint8))
         return tuple(levels)
 

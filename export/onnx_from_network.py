@@ -7,7 +7,7 @@ import logging
 import time
 import warnings
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -23,11 +23,18 @@ from posekit.export.parity import ParityReport, check_parity
 from posekit.export.precision.half import HalfNetwork
 from posekit.export.precision.half_check import HalfReport, check_half
 from posekit.export.precision.half_graph import sensitive_in_float32
+from posekit.export.row_parity import checked_rows
 from posekit.export.systems import GraphSource
 from posekit.runtime.atomic import write_whole
+from posekit.runtime.backends import BACKENDS
 from posekit.runtime.backends.ort import OrtSession
-from posekit.runtime.errors import ExportError
+from posekit.runtime.errors import BackendError, ExportError
+from posekit.runtime.manifest import GraphEntry
+from posekit.runtime.session import Session
 from posekit.runtime.tensor import Feed, TensorSpec
+
+# What ends the whole process when a backend reads it (seen with OpenVINO 2026.4).
+DEADLY: dict[str, set[str]] = {"openvino": {"DFT"}}
 
 
 @dataclass(frozen=True)
@@ -60,6 +67,7 @@ def onnx_from_network(
     start = time.perf_counter()
     source.module.eval()
     _check_names(source)
+    rows = checked_rows(source, crops=crops)
 
     def check(model: ModelProto) -> None:
         strip_origin(model)
@@ -76,16 +84,34 @@ def onnx_from_network(
         model, how = simplified(model, source.inputs, check)
     report = check_half(model, source) if half else None
     content = model.SerializeToString(deterministic=True)
-    session = OrtSession(content)
-    try:
+    with closing(OrtSession(content)) as session:
         parity = check_parity(source, session, crops=crops)
-    finally:
-        session.close()
+        if rows:
+            rows.check(session)
+    if rows:
+        for other in _other_sessions(source, model, content):
+            with closing(other):
+                rows.check(other)
     write_whole(path, content)
     inputs, outputs = specs_from_graph(model)
     digest = hashlib.sha256(content).hexdigest()
     seconds = time.perf_counter() - start
     return ExportedGraph(inputs, outputs, len(model.graph.node), len(content), digest, seconds, how, parity, report)
+
+
+def _other_sessions(source: GraphSource, model: ModelProto, content: bytes) -> Iterator[Session]:
+    """On the backends of this machine beside the one above; those that build engines have their turn in verification."""
+    entry = GraphEntry(source.role, {source.precision: ""}, *specs_from_graph(model))
+    operators = {node.op_type for node in model.graph.node}
+    for name, backend in BACKENDS.items():
+        takes_it = backend.engine is None and source.precision in backend.precisions
+        if name == "onnxruntime" or not takes_it or operators & DEADLY.get(name, set()) or backend.missing():
+            continue
+        try:
+            session = backend.open(memoryview(content), entry, None)
+        except BackendError:  # whoever wants that backend is told when they open the bundle on it
+            continue
+        yield session
 
 
 class _Positional(nn.Module):

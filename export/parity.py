@@ -13,7 +13,7 @@ import torch
 
 from posekit.export.example_feed import Arrays, example_feed
 from posekit.export.systems import GraphSource
-from posekit.runtime.errors import ParityError
+from posekit.runtime.errors import ExportError, ParityError
 from posekit.runtime.manifest import Precision
 from posekit.runtime.session import Session
 from posekit.runtime.tensor import Feed
@@ -79,11 +79,11 @@ def check_parity(source: GraphSource, session: Session, seed: int = 0, crops: Fe
     """
     figures: dict[str, ParityFigure] = {}
     tolerance = TOLERANCES[source.precision]
-    shaken_module = _one_rounding_off(source.module, seed)
+    shaken_module = module_one_rounding_off(source.module, seed)
     for number, sizes in enumerate(SIZES):
         feed = example_feed(source.inputs, sizes, seed + number) if crops is None else _rows(crops, number)
         wanted = network_outputs(source, source.module, feed)
-        shaken = network_outputs(source, shaken_module, _feed_one_rounding_off(feed, seed))
+        shaken = network_outputs(source, shaken_module, feed_one_rounding_off(feed, seed))
         for figure in compared(wanted, session.run(feed), shaken, tolerance):
             before = figures.get(figure.output, figure)
             figures[figure.output] = max(before, figure, key=lambda f: f.max_rel)
@@ -122,9 +122,19 @@ def compared(
 
 
 def network_outputs(source: GraphSource, module: torch.nn.Module, feed: Arrays) -> Arrays:
-    """Run the network in torch: outputs by name."""
-    with torch.inference_mode():
-        found = module(*(torch.from_numpy(feed[spec.name].copy()) for spec in source.inputs))
+    """Run the network in torch: outputs by name. ExportError where its forward fails, which may be the user's own."""
+    tensors_in = [torch.from_numpy(feed[spec.name].copy()) for spec in source.inputs]
+    try:
+        with torch.inference_mode():
+            found = module(*tensors_in)
+    except Exception as error:  # the user's forward may raise anything
+        shapes = ", ".join(f"{spec.name} {tuple(t.shape)}" for spec, t in zip(source.inputs, tensors_in, strict=True))
+        raise ExportError(
+            f"the network of the {source.role} graph, run on {shapes}",
+            got=f"{type(error).__name__}: {str(error)[:200]}",
+            expected="an answer for any number of crops and any values",
+            remedy="Correct its forward; norms that need several crops of one batch need running statistics instead.",
+        ) from error
     tensors: Sequence[torch.Tensor] = (found,) if isinstance(found, torch.Tensor) else tuple(found)
     return {name: tensor.numpy() for name, tensor in zip(source.outputs, tensors, strict=True)}
 
@@ -156,7 +166,7 @@ def _ties(wanted: npt.NDArray[Any], shaken: npt.NDArray[Any], tolerance: Toleran
     return np.asarray(np.concatenate([~edge, close], axis=-1) | np.concatenate([close, edge], axis=-1))
 
 
-def _one_rounding_off(module: torch.nn.Module, seed: int) -> torch.nn.Module:
+def module_one_rounding_off(module: torch.nn.Module, seed: int) -> torch.nn.Module:
     """A copy of which every weight is changed by -1, 0 or +1 in its type's last place."""
     shaken = copy.deepcopy(module)
     generator = torch.Generator().manual_seed(seed)
@@ -168,7 +178,8 @@ def _one_rounding_off(module: torch.nn.Module, seed: int) -> torch.nn.Module:
     return shaken
 
 
-def _feed_one_rounding_off(feed: Arrays, seed: int) -> Arrays:
+def feed_one_rounding_off(feed: Arrays, seed: int) -> Arrays:
+    """A copy of which every float is changed by -1, 0 or +1 in its last place."""
     rng = np.random.default_rng(seed)
     return {
         name: array * (1 + np.float32(ULP) * rng.integers(-1, 2, array.shape, dtype=np.int8)).astype(np.float32)

@@ -10,6 +10,9 @@ from importlib.metadata import version
 from pathlib import Path
 
 from posekit.export.bank import BuiltBank, build_bank
+from posekit.export.bank_ceiling import bank_ceiling
+from posekit.export.bank_recipe import BankRecipe
+from posekit.export.crops import labelled_frames
 from posekit.export.engines import CompiledEngine, compile_ahead
 from posekit.export.fingerprint import code, fingerprint
 from posekit.export.inputs import ExportInputs, read_inputs
@@ -18,28 +21,32 @@ from posekit.export.onnx_from_network import ExportedGraph, onnx_from_network
 from posekit.export.pack import Content, check_output, pack_bundle
 from posekit.export.precision.pareto import markdown_from_points, pareto_points, plot_png
 from posekit.export.precision.variants import GraphVariants, make_variants
-from posekit.export.recipe import BankRecipe, ExportRecipe, NetworkRecipe
+from posekit.export.recipe import ExportRecipe, NetworkRecipe
 from posekit.export.recipe_detector import Detector, ThirdParty
 from posekit.export.recipe_networks import DETECTOR, TracedFrom, path_name
+from posekit.export.rejection import MOST_FRAMES, RejectionReport, calibrated_rejection, rendered_frames
 from posekit.export.scratch import scratch_beside
 from posekit.export.steps import Step, Steps
 from posekit.export.verify.reference import Progress
 from posekit.export.verify.report import json_from_verification, markdown_from_verification, missed_gates, write_reports
 from posekit.export.verify.verify import Verification, verify_bundle
 from posekit.runtime.backends.ort import OrtSession
+from posekit.runtime.bank import bank_from_bytes
 from posekit.runtime.bundle import Bundle
 from posekit.runtime.crop import CropPreset
 from posekit.runtime.errors import GateError
 from posekit.runtime.manifest import FORMAT, GraphEntry, Manifest, PathEntry, Precision
+from posekit.runtime.object_model import symmetries_from_entry
 from posekit.runtime.records import plain_from
 
 TOOLS = ("posekit", "torch", "onnx", "onnxruntime")
 PARITY_REPORT, ENGINES_REPORT = "reports/parity.json", "reports/engines.json"
+BANKS_REPORT = "reports/banks.json"
 
 
 @dataclass(frozen=True)
 class ExportReport:
-    """What was written. graphs: by name, in fp32.  banks: by member.
+    """What was written. graphs: by name, in fp32.  banks: by member.  rejections: by bank path.
 
     variants, verification: of what the recipe asked for beside fp32.  engines: compiled ahead of time.
     found, made: steps that an earlier export had made already, and those that this one made.
@@ -56,6 +63,7 @@ class ExportReport:
     engines: tuple[CompiledEngine, ...] = ()
     found: tuple[str, ...] = ()
     made: tuple[str, ...] = ()
+    rejections: dict[str, RejectionReport] = field(default_factory=dict)
 
 
 @dataclass(eq=False)
@@ -73,6 +81,7 @@ class _Draft:
     provenance: dict[str, str] = field(default_factory=dict)
     exported: dict[str, ExportedGraph] = field(default_factory=dict)
     banks: dict[str, BuiltBank] = field(default_factory=dict)
+    rejections: dict[str, RejectionReport] = field(default_factory=dict)
 
 
 def export_recipe(
@@ -100,6 +109,7 @@ def export_recipe(
         for entry in recipe.networks:
             _add_network(draft, entry)
         _add_parity(draft)
+        _add_rejection(draft)
         variants, verification = _add_variants(draft, out) if inputs.samples else ((), None)
         compiled = _add_engines(draft) if engines else ()
         progress("pack", 0, 1)
@@ -118,6 +128,7 @@ def export_recipe(
         verification,
         compiled,
         *steps,
+        draft.rejections,
     )
 
 
@@ -149,7 +160,7 @@ def graph_step(name: str, source: TracedFrom) -> Step:
 
 def bank_step(path: str, embedder_sha256: str, row: BundledObject, crop: CropPreset, views: BankRecipe) -> Step:
     """What a bank follows from."""
-    model = fingerprint(row.model, row.entry.id)
+    model = fingerprint(row.model, row.entry)
     inputs = {"embedder": embedder_sha256, "model": model, "views": fingerprint(crop, views), "code": code()}
     return f"bank of {row.entry.name} for {path}", inputs
 
@@ -167,22 +178,30 @@ def _add_graph(
 
 
 def _add_variants(draft: _Draft, out: Path) -> tuple[tuple[GraphVariants, ...], Verification]:
-    """Make and verify the recipe's variants. GateError, with reports beside `out`, where one misses a gate."""
+    """Make and verify the recipe's variants. GateError, with reports beside `out`, where one misses a gate.
+
+    One that the crops cannot decide on is in the bundle, held back: it is never taken of its own accord.
+    """
     inputs, folder, progress = draft.inputs, draft.folder, draft.progress
     recipe = inputs.recipe
     plain = pack_bundle(folder / "fp32.posekit", _manifest(draft), draft.members).path
     with Bundle(plain) as bundle:
         made = make_variants(bundle, inputs, folder, progress, draft.steps)
-    for name, files in made.files.items():
+    for report in made.graphs:
+        name, files, entry = report.graph, made.files[report.graph], draft.graphs[report.graph]
         members = {precision: f"graphs/{name}.{precision}.onnx" for precision in files}
         draft.members |= {members[precision]: file for precision, file in files.items()}
-        draft.graphs[name] = replace(draft.graphs[name], variants=draft.graphs[name].variants | members)
+        draft.graphs[name] = replace(entry, variants=entry.variants | members, held_back=report.held_back)
     mixed = pack_bundle(folder / "variants.posekit", _manifest(draft), draft.members).path
     with Bundle(mixed) as bundle:
         verification = verify_bundle(bundle, inputs.samples, recipe.gates, progress, steps=draft.steps)
     reports = _precision_reports(recipe.name, made.graphs, verification)
-    if not verification.passed:
+    if verification.outcome == "missed":
         raise _gate_missed(verification, out, reports)
+    for (path, precision), why in verification.undecided().items():
+        graph = DETECTOR if path == DETECTOR else draft.paths[path].graph
+        entry = draft.graphs[graph]
+        draft.graphs[graph] = replace(entry, held_back=entry.held_back | {precision: why})
     for name, (file, content) in reports.items():
         draft.members[f"reports/{file}"] = content
         draft.reports[name] = f"reports/{file}"
@@ -206,7 +225,7 @@ Reports = dict[str, tuple[str, bytes]]  # name -> file name, content
 def _precision_reports(title: str, graphs: Sequence[GraphVariants], verification: Verification) -> Reports:
     """Times of this machine are in them: made anew they differ from run to run. Where it keeps its cache is not."""
     points = pareto_points(graphs)
-    verdicts = "".join(f"- {g.graph}: {g.int8.verdict}\n" for g in graphs if g.int8)
+    verdicts = "".join(f"- {sentence}\n" for g in graphs for sentence in g.sentences)
     told = [replace(g, int8=replace(g.int8, calibration=None)) if g.int8 else g for g in graphs]
     plain = json.dumps(plain_from(told), indent=1, sort_keys=True) + "\n"
     return {
@@ -244,7 +263,7 @@ def _add_bank(draft: _Draft, entry: NetworkRecipe, path: PathEntry, path_name: s
     def built() -> BuiltBank:
         session = OrtSession(draft.folder / f"{path.graph}.fp32.onnx")
         try:
-            return build_bank(
+            bank = build_bank(
                 file,
                 session,
                 sha256,
@@ -256,12 +275,52 @@ def _add_bank(draft: _Draft, entry: NetworkRecipe, path: PathEntry, path_name: s
             )
         finally:
             session.close()
+        views = bank_from_bytes(file.read_bytes(), file.name)
+        return replace(bank, ceiling=bank_ceiling(views, row.model, symmetries_from_entry(row.entry)))
 
     member = f"banks/{file.name}"
     draft.banks[member] = bank = draft.steps.result(BuiltBank, stage, inputs, built, file)
     draft.progress(stage, bank.views, bank.views)
     draft.members[member] = file
     return member
+
+
+def _add_rejection(draft: _Draft) -> None:
+    """Thresholds of the banks' scores, and a report of what banks can and cannot do, in a bundle that has any."""
+    recipe = draft.inputs.recipe
+    rates = {entry.name: entry.false_accept_rate for entry in recipe.networks}
+    wanted = {n: rates[n.split(".")[0]] for n, path in draft.paths.items() if path.kind == "bank"}
+    if not wanted:
+        return
+    packed = pack_bundle(draft.folder / "banks.posekit", _manifest(draft), draft.members).path
+    with Bundle(packed) as bundle:
+        for done, (name, rate) in enumerate(wanted.items()):
+            if rate == 1:
+                continue
+            stage = f"rejection of {name}"
+            draft.progress(stage, done, len(wanted))
+            draft.rejections[name] = report = _rejection(draft, bundle, name, rate)
+            draft.paths[name] = replace(draft.paths[name], rejection=report.thresholds)
+            draft.progress(stage, len(wanted), len(wanted))
+    banks = {member: plain_from(bank) for member, bank in draft.banks.items()}
+    rows = {"banks": banks, "rejection": plain_from(draft.rejections)}
+    draft.members[BANKS_REPORT] = (json.dumps(rows, indent=1, sort_keys=True) + "\n").encode()
+    draft.reports["banks"] = BANKS_REPORT
+
+
+def _rejection(draft: _Draft, bundle: Bundle, name: str, rate: float) -> RejectionReport:
+    recipe, path, objects = draft.inputs.recipe, draft.paths[name], draft.inputs.objects
+    if recipe.calibration is not None:
+        frames = labelled_frames(recipe, MOST_FRAMES)
+        return calibrated_rejection(bundle, name, frames, rate, "recorded")
+    models = {i: row.model for i, row in objects.items()}
+    members = [bundle.manifest.files[member].sha256 for member in path.banks.values()]
+    inputs = {"banks": fingerprint(members, path, rate), "models": fingerprint(models), "code": code()}
+
+    def made() -> RejectionReport:
+        return calibrated_rejection(bundle, name, rendered_frames(models, path.object_ids), rate, "rendered")
+
+    return draft.steps.result(RejectionReport, f"rejection of {name}", inputs, made)
 
 
 def _add_detector(draft: _Draft, detector: Detector) -> None:

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 
 import torch
 
-from posekit.export.bank import bank_rotations
+from posekit.export.bank_recipe import bank_rotations
 from posekit.export.crops import CalibrationCrops
 from posekit.export.example_feed import example_feed
 from posekit.export.inputs import ExportInputs, read_inputs

@@ -10,9 +10,9 @@ from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any, Literal
 
-from posekit.export.networks.entrance import IMAGENET_MEAN, IMAGENET_STD
+from posekit.export.bank_recipe import BankRecipe
+from posekit.export.recipe_keys import keys_without_effect
 from posekit.export.verify.gates import Gates
-from posekit.runtime.bank import Search
 from posekit.runtime.crop import PRESETS, CropPreset
 from posekit.runtime.errors import InputError, RecipeError
 from posekit.runtime.manifest import ContinuousSymmetry, SolverEntry
@@ -24,7 +24,6 @@ if sys.version_info >= (3, 11):
 else:
     import tomli as tomllib
 
-RANDOM = "random"
 PLAIN_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]*")
 OwnRole = Literal["embedder", "pose", "correspondence"]
 
@@ -44,32 +43,19 @@ class ObjectRecipe:
 
 @dataclass(frozen=True)
 class NormaliseRecipe:
-    """Of the user's own network: (x / 255 - mean) / std, in RGB order; bgr: the channels are swapped afterwards."""
+    """(x / 255 - mean) / std, in RGB order; bgr: the channels are swapped afterwards.
 
-    mean: tuple[float, float, float] = IMAGENET_MEAN
-    std: tuple[float, float, float] = IMAGENET_STD
-    bgr: bool = False
-
-
-@dataclass(frozen=True)
-class BankRecipe:
-    """Which views a template bank holds. sphere: directions, 42, 162, 642 or 2562.  in_plane_steps: turns of each.
-
-    in_plane: "render" draws every turn, "rotate" turns the upright picture in the image (the T-LESS protocol).
-    max_angle_deg: from the object's +z to the direction; 90 leaves the upper half, the equator excluded.
-    distance_m: of the template camera; none: the object fills it.  precision: in which templates are kept.
-    search: "flat" compares a crop with every view; "coarse" with sketches of all and then with the most alike, which is
-    faster from some thousand views on.
+    What is left out is the system's own; of the user's own network ImageNet's mean and std, and RGB.
     """
 
-    sphere: int = 642
-    in_plane_steps: int = 36
-    in_plane: Literal["render", "rotate"] = "render"
-    max_angle_deg: float = 180.0
-    distance_m: float | None = None
-    precision: Literal["fp32", "fp16"] = "fp32"
-    supersample: int = 2
-    search: Search = "flat"
+    mean: tuple[float, float, float] | None = None
+    std: tuple[float, float, float] | None = None
+    bgr: bool | None = None
+
+    @property
+    def stated(self) -> dict[str, Any]:
+        """What is not left out, as keywords of posekit.export.networks.entrance.Entrance."""
+        return {name: value for name, value in vars(self).items() if value is not None}
 
 
 @dataclass(frozen=True)
@@ -79,9 +65,11 @@ class NetworkRecipe:
     checkpoint: a file, or "random" with `seed` (for measuring speed; such a bundle says so).
     checkpoint_key, checkpoint_prefix: see posekit.export.checkpoint.  options: keyword arguments of the network.
     crop: a name of posekit.runtime.crop.PRESETS, or a preset spelt out.  objects: ids, all if left out.
-    For the user's own: `role`, `crop`, and as the role needs `normalise`, `feeds`, `threshold` (see
-    posekit.export.networks.own).
+    For the user's own: `role`, `crop`, and as the role needs `feeds`, `threshold` (see posekit.export.networks.own).
+    false_accept_rate: of a bank, share of other objects and backgrounds that its score threshold may let through; 1 for no
+    threshold. Calibrated on the calibration's frames, and without these on rendered ones.
     trunk: submodules that run in float16 in the fp16 variant; left out, they are found. A system has its own.
+    Where each key has an effect: posekit.export.recipe_keys.
     """
 
     name: str
@@ -95,6 +83,7 @@ class NetworkRecipe:
     crop: str | CropPreset | None = None
     objects: tuple[int, ...] = ()
     bank: BankRecipe = field(default_factory=BankRecipe)
+    false_accept_rate: float = 0.05
     solver: SolverEntry | None = None
     role: OwnRole | None = None
     normalise: NormaliseRecipe = field(default_factory=NormaliseRecipe)
@@ -113,8 +102,9 @@ class PrecisionRecipe:
 
 @dataclass(frozen=True)
 class CropsRecipe:
-    """Real crops. source: recorded frames, as `posekit run` takes them.  boxes: "gt" or a file.  camera: intrinsics of a
-    source that brings none.  max_crops: spread evenly over the source. Paths are relative to the recipe.
+    """Real crops. source: recorded frames, as `posekit run` takes them.  boxes: "gt", "gt-amodal" or a file.  camera: a
+    camera file, as `posekit run` takes it, for a source that brings none.  max_crops: spread evenly over the source.
+    Paths are relative to the recipe.
     """
 
     source: str
@@ -210,6 +200,8 @@ def recipe_from_toml(path: Path | str) -> ExportRecipe:
         origin = {"path": str(path), "sha256": hashlib.sha256(content).hexdigest()}
         recipe = record_from(ExportRecipe, keys | origin, "recipe")
         _cross_check(recipe)
+        for where, got, expected in keys_without_effect(recipe, keys):
+            raise RecordProblem(where, got, expected)
     except RecordProblem as problem:
         raise RecipeError(
             f"{path}: {problem.where}",
@@ -275,20 +267,32 @@ def _network_problems(recipe: ExportRecipe) -> Problems:
             yield f"{where}.solver.method", repr(entry.solver.method), f"one of {', '.join(METHODS)}"
         if not 0 <= entry.seed < 2**63:
             yield f"{where}.seed", entry.seed, "0 to 2**63 - 1"
-        if entry.system and (entry.role or entry.threshold is not None or entry.feeds != ("crops",) or entry.trunk):
-            yield where, "role, feeds, threshold or trunk", "these only for the user's own network"
         if not set(entry.objects) <= ids:
             yield f"{where}.objects", list(entry.objects), f"ids among {sorted(ids)}"
         if isinstance(entry.crop, str) and entry.crop not in PRESETS:
             yield f"{where}.crop", repr(entry.crop), f"a table, or one of {', '.join(PRESETS)}"
+        if not 0 < entry.false_accept_rate <= 1:
+            yield f"{where}.false_accept_rate", entry.false_accept_rate, "more than 0, at most 1"
         if not 0 < entry.bank.max_angle_deg <= 180:
             yield f"{where}.bank.max_angle_deg", entry.bank.max_angle_deg, "more than 0, at most 180"
         if entry.bank.distance_m is not None and not entry.bank.distance_m > 0:
             yield f"{where}.bank.distance_m", entry.bank.distance_m, "more than 0"
         if min(entry.bank.in_plane_steps, entry.bank.supersample) < 1:
             yield f"{where}.bank", "in_plane_steps or supersample below 1", "at least 1"
-        if any(not s > 0 for s in entry.normalise.std):
-            yield f"{where}.normalise.std", list(entry.normalise.std), "more than 0"
+        yield from _normalise_problems(f"{where}.normalise", entry.normalise)
+
+
+def _normalise_problems(where: str, entry: NormaliseRecipe) -> Problems:
+    """Others count pixels in 0..255; such numbers, read in 0..1, would show a network hardly anything."""
+    mean, std = entry.mean or (0.0, 0.0, 0.0), entry.std or (1.0, 1.0, 1.0)
+    if any(not s > 0 for s in std):
+        yield f"{where}.std", list(std), "more than 0"
+    elif max(std) > 1 or not 0 <= min(mean) <= max(mean) <= 1:
+        seen = [(pixel - m) / s for pixel in (0, 1) for m, s in zip(mean, std, strict=True)]
+        got = f"mean {list(mean)} and std {list(std)}: the network would see {min(seen):.3g} to {max(seen):.3g}"
+        scaled = (", ".join(f"{number / 255:.4g}" for number in numbers) for numbers in (mean, std))
+        of_bytes = "mean = [{}], std = [{}]".format(*scaled)
+        yield where, got, f"mean and std of pixels in 0..1. If these are of pixels in 0..255, write {of_bytes}"
 
 
 def _detector_problems(recipe: ExportRecipe) -> Problems:
@@ -316,8 +320,7 @@ def _detector_problems(recipe: ExportRecipe) -> Problems:
         yield f"{where}.input_wh_px", list(entry.input_wh_px), "at least 1 x 1"
     if not 0 <= entry.seed < 2**63:
         yield f"{where}.seed", entry.seed, "0 to 2**63 - 1"
-    if any(not s > 0 for s in entry.normalise.std):
-        yield f"{where}.normalise.std", list(entry.normalise.std), "more than 0"
+    yield from _normalise_problems(f"{where}.normalise", entry.normalise)
     for name, low, high in (("letterbox_value", 0, 255), ("score_threshold", 0, 1), ("iou_threshold", 0, 1)):
         value = getattr(entry, name)
         if value is not None and not low <= value <= high:
@@ -331,8 +334,6 @@ def _precision_problems(recipe: ExportRecipe) -> Problems:
     if len(set(recipe.precision.variants)) != len(recipe.precision.variants):
         yield "recipe.precision.variants", list(recipe.precision.variants), "each once"
     for name, entry in crops.items():
-        if entry and not recipe.precision.variants:
-            yield f"recipe.{name}", "given", "precision.variants, which it is for"
         if entry and entry.max_crops < 1:
             yield f"recipe.{name}.max_crops", entry.max_crops, "at least 1"
     for gate in fields(recipe.gates):

@@ -86,7 +86,8 @@ def _labels(recipe: ExportRecipe, entry: DetectorRecipe) -> tuple[str, ...]:
 def _third_party(recipe: ExportRecipe, entry: DetectorRecipe, class_count: int) -> tuple[ThirdParty, tuple[str, str]]:
     assert entry.onnx is not None
     source = recipe.resolve(entry.onnx)
-    model = detector_graph_from_onnx(source, entry.family, class_count, entry.input_wh_px)
+    int8 = "int8" in recipe.detector_variants
+    model = detector_graph_from_onnx(source, entry.family, class_count, entry.input_wh_px, int8)
     graph = ThirdParty(model.SerializeToString(deterministic=True), *specs_from_graph(model))
     return graph, (DETECTOR, f"{source.name}, sha256 {sha256_of(source)}")
 

@@ -8,12 +8,14 @@ from dataclasses import dataclass, replace
 import torch
 from torch import nn
 
+from posekit.export.bank_recipe import BankRecipe
 from posekit.export.checkpoint import load_checkpoint, network_from_factory
 from posekit.export.fingerprint import code, fingerprint, user_code
 from posekit.export.networks.entrance import Entrance
 from posekit.export.networks.matcher import FlatMatcher, matcher_graph
 from posekit.export.networks.own import detector_graph, embedder_graphs, own_paths, regressor_graphs
-from posekit.export.recipe import RANDOM, BankRecipe, DetectorRecipe, ExportRecipe, NetworkRecipe
+from posekit.export.recipe import DetectorRecipe, ExportRecipe, NetworkRecipe
+from posekit.export.recipe_keys import RANDOM
 from posekit.export.systems import GraphSource, PathPlan, system_named
 from posekit.runtime.bank import Search
 from posekit.runtime.crop import PRESETS, CropPreset
@@ -74,23 +76,36 @@ def built_network(recipe: ExportRecipe, entry: NetworkRecipe) -> Network:
     if entry.system is not None:
         system = system_named(entry.system)
         crop = crop or system.crop
+        if not crop.is_square:
+            raise _wrong(entry, f"a crop of {crop.written_size}", f"a square one, which {entry.system} is made for")
         network, origin = _weighted(recipe, entry, lambda: _constructed(entry, system.network))
-        graphs, paths = _searching(system.graphs(network, crop), entry.bank.search), system.paths
-        if entry.solver and all(plan.kind != "correspondence" for plan in paths.values()):
-            raise _wrong(entry, "a solver section", f"none: {entry.system} needs no solver")
-        return Network(graphs, paths, crop, origin, _key(entry, origin))
+        graphs = _searching(_normalised(system.graphs(network, crop), entry), entry.bank.search)
+        return Network(graphs, system.paths, crop, origin, _key(entry, origin))
     assert entry.network is not None  # the recipe's cross-check
     assert entry.role is not None
     assert crop is not None
     name = entry.network
     network, origin = _weighted(recipe, entry, lambda: network_from_factory(name, entry.options, recipe.folder))
-    entrance = Entrance(entry.normalise.mean, entry.normalise.std, entry.normalise.bgr)
+    entrance = Entrance(**entry.normalise.stated)
     if entry.role == "embedder":
-        graphs = embedder_graphs(network, entrance, crop.size_px, entry.threshold, entry.trunk)
+        graphs = embedder_graphs(network, entrance, crop.wh_px, entry.threshold, entry.trunk)
         graphs = _searching(graphs, entry.bank.search)
     else:
-        graphs = regressor_graphs(entry.role, network, entrance, crop.size_px, entry.feeds, entry.trunk)
+        graphs = regressor_graphs(entry.role, network, entrance, crop.wh_px, entry.feeds, entry.trunk)
     return Network(graphs, own_paths(entry.role, entry.solver), crop, origin, _key(entry, origin))
+
+
+def _normalised(graphs: dict[str, GraphSource], entry: NetworkRecipe | DetectorRecipe) -> dict[str, GraphSource]:
+    """A system's graphs, whose entrances take what the recipe states and keep the rest. RecipeError if that is theirs."""
+    modules = (module for source in graphs.values() for module in source.module.modules())
+    entrances = [module for module in modules if isinstance(module, Entrance)]
+    before = [entrance.stated for entrance in entrances]
+    for entrance in entrances:
+        entrance.state(**entry.normalise.stated)
+    if entry.normalise.stated and before == [entrance.stated for entrance in entrances]:
+        own = ", ".join(f"{name} {value}" for name, value in before[0].items())
+        raise _wrong(entry, f"normalise as {entry.system} has it already", f"other numbers than its own {own}, or none")
+    return graphs
 
 
 def _searching(graphs: dict[str, GraphSource], search: Search) -> dict[str, GraphSource]:
@@ -139,12 +154,13 @@ def detector_network(recipe: ExportRecipe, entry: DetectorRecipe) -> tuple[Trace
     if entry.system is not None:
         system = system_named(entry.system)
         network, origin = _weighted(recipe, entry, lambda: _constructed(entry, system.network))
-        return TracedFrom(system.graphs(network, system.crop)[DETECTOR], _key(entry, origin)), origin
+        graphs = _normalised(system.graphs(network, system.crop), entry)
+        return TracedFrom(graphs[DETECTOR], _key(entry, origin)), origin
     assert entry.network is not None  # the recipe's cross-check
     assert entry.input_wh_px is not None
     name = entry.network
     network, origin = _weighted(recipe, entry, lambda: network_from_factory(name, entry.options, recipe.folder))
-    entrance = Entrance(entry.normalise.mean, entry.normalise.std, entry.normalise.bgr)
+    entrance = Entrance(**entry.normalise.stated)
     return TracedFrom(detector_graph(network, entrance, entry.input_wh_px), _key(entry, origin)), origin
 
 

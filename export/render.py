@@ -1,17 +1,20 @@
-"""Pictures of object models on the CPU: primary and shadow rays through Embree, shading in NumPy."""
+"""Pictures of object models on the CPU: primary and shadow rays through Embree, shading in NumPy.
+
+Where Embree has no wheel, primary rays go through a z-buffer (posekit.export.raster).
+"""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from importlib.util import find_spec
+from typing import Any, Protocol
 
 import numpy as np
 import numpy.typing as npt
-from embreex.mesh_construction import TriangleMesh
-from embreex.rtcore_scene import EmbreeScene
 
 from posekit.export.mesh import ObjectModel
+from posekit.export.raster import Hits, RasterScene
 from posekit.runtime.errors import InputError
 from posekit.runtime.intrinsics import Intrinsics
 from posekit.runtime.pose import Array, Pose
@@ -62,12 +65,57 @@ class Lighting:
     shininess: float = 20.0
 
 
-class Renderer:
-    """Ray-traces placed objects. One Embree scene per object, built once."""
+class Scene(Protocol):
+    """The rays of one mesh, in its own frame."""
 
-    def __init__(self, models: Mapping[int, ObjectModel]) -> None:
+    def first_hits(self, pixels: Array, cam_from_obj: Pose, intrinsics: Intrinsics) -> Hits: ...
+
+    def occluded(
+        self, origins: npt.NDArray[np.floating], directions: npt.NDArray[np.floating]
+    ) -> npt.NDArray[np.bool_]: ...
+
+
+class EmbreeScene:
+    """One mesh, ray-traced. Arguments and results as of `RasterScene`."""
+
+    def __init__(self, vertices_m: npt.NDArray[np.floating], faces: npt.NDArray[np.integer]) -> None:
+        from embreex.mesh_construction import TriangleMesh
+        from embreex.rtcore_scene import EmbreeScene as Embree
+
+        self._scene = Embree(robust=True)  # no rays slip through the edges between triangles
+        TriangleMesh(self._scene, np.ascontiguousarray(vertices_m[faces]))
+
+    def first_hits(self, pixels: Array, cam_from_obj: Pose, intrinsics: Intrinsics) -> Hits:
+        """Directions keep z = 1, so Embree's distance is the depth."""
+        u, v, one = (cam_from_obj.R.T @ np.linalg.inv(intrinsics.K)).T
+        directions = (pixels[:, :1] * u + (pixels[:, 1:] * v + one)).astype(np.float32)
+        origins = np.empty_like(directions)
+        origins[:] = cam_from_obj.inverse().t_m
+        found = self._scene.run(origins, directions, output=1)
+        ray = np.flatnonzero(found["primID"] >= 0)
+        return ray, found["tfar"][ray].astype(np.float64), found["primID"][ray], found["u"][ray], found["v"][ray]
+
+    def occluded(
+        self, origins: npt.NDArray[np.floating], directions: npt.NDArray[np.floating]
+    ) -> npt.NDArray[np.bool_]:
+        """(N,) bool: whether a ray meets the mesh anywhere."""
+        return np.asarray(self._scene.run(origins, directions, query="OCCLUDED") != -1)
+
+
+SceneOf = Callable[[npt.NDArray[np.floating], npt.NDArray[np.integer]], Scene]
+
+
+def scene_of(vertices_m: npt.NDArray[np.floating], faces: npt.NDArray[np.integer]) -> Scene:
+    """Embree's where it is installed."""
+    return (EmbreeScene if find_spec("embreex") else RasterScene)(vertices_m, faces)
+
+
+class Renderer:
+    """Draws placed objects. One scene per object, built once."""
+
+    def __init__(self, models: Mapping[int, ObjectModel], scene_of: SceneOf = scene_of) -> None:
         self.models = dict(models)
-        self._scenes = {object_id: _embree_scene(model) for object_id, model in self.models.items()}
+        self._scenes = {object_id: scene_of(m.vertices_m, m.faces) for object_id, m in self.models.items()}
         self._texels_per_m = {object_id: _texels_per_m(model) for object_id, model in self.models.items()}
 
     def render(self, placements: Sequence[Placement], intrinsics: Intrinsics, supersample: int = 1) -> Rendering:
@@ -120,29 +168,22 @@ class Renderer:
                 R = cam_from_obj.R.astype(np.float32)
                 start = (points[near] - cam_from_obj.t_m.astype(np.float32)) @ R
                 directions = np.tile(light @ R, (near.size, 1))
-                dark[near] = self._scenes[object_id].run(start, directions, query="OCCLUDED") != -1
+                dark[near] = self._scenes[object_id].occluded(start, directions)
         return dark
 
     def _hits(self, object_id: int, cam_from_obj: Pose, intrinsics: Intrinsics, pixels: Array) -> _Hits:
-        """First hits of the rays through pixels (N, 2). Directions keep z = 1, so Embree's distance is the depth."""
-        u, v, one = (cam_from_obj.R.T @ np.linalg.inv(intrinsics.K)).T
-        exact = pixels[:, :1] * u + (pixels[:, 1:] * v + one)
-        directions = exact.astype(np.float32)
-        eye = cam_from_obj.inverse().t_m
-        origins = np.empty_like(directions)
-        origins[:] = eye
-        found = self._scenes[object_id].run(origins, directions, output=1)
-        ray = np.flatnonzero(found["primID"] >= 0)
-        depth = found["tfar"][ray].astype(np.float64)
-        points = eye + depth[:, None] * exact[ray]
-        u, v = found["u"][ray], found["v"][ray]
+        """First hits of the rays through pixels (N, 2)."""
+        ray, depth, face, u, v = self._scenes[object_id].first_hits(pixels, cam_from_obj, intrinsics)
+        along_u, along_v, one = (cam_from_obj.R.T @ np.linalg.inv(intrinsics.K)).T
+        directions = pixels[ray, :1] * along_u + (pixels[ray, 1:] * along_v + one)
+        points = cam_from_obj.inverse().t_m + depth[:, None] * directions
         return _Hits(
             ray=ray,
             depth_m=depth.astype(np.float32),
             points_obj_m=points.astype(np.float32),
-            directions_obj=directions[ray],
-            corners=self.models[object_id].faces[found["primID"][ray]],
-            weights=np.stack([1 - u - v, u, v], axis=-1),
+            directions_obj=directions.astype(np.float32),
+            corners=self.models[object_id].faces[face],
+            weights=np.stack([1 - u - v, u, v], axis=-1).astype(np.float32),
         )
 
     def _normals(self, object_id: int, cam_from_obj: Pose, hits: _Hits) -> Floats:
@@ -303,12 +344,6 @@ def random_lighting(rng: np.random.Generator) -> Lighting:
     colours = share[:, None] * rng.uniform(0.85, 1.15, size=(count, 3))
     ambient = rng.uniform(0.15, 0.45) * rng.uniform(0.9, 1.1, size=3)
     return Lighting(to_light, colours, ambient, rng.uniform(0.0, 0.4), rng.uniform(8.0, 60.0))
-
-
-def _embree_scene(model: ObjectModel) -> EmbreeScene:
-    scene = EmbreeScene(robust=True)  # no rays slip through the edges between triangles
-    TriangleMesh(scene, np.ascontiguousarray(model.vertices_m[model.faces]))
-    return scene
 
 
 def _texels_per_m(model: ObjectModel) -> float:

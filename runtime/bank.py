@@ -28,9 +28,10 @@ MATCHED: dict[Search, dict[str, str]] = {
 }
 OBJECT_ID = re.compile("[0-9]{1,10}")
 SHORTLIST = 128  # views that a coarse search compares in full
+CANDIDATES = 16  # best views that a matcher returns, which the pose is blended from
 MOST_SKETCH_CHANNELS = 64
 BUILD_AGAIN = "Build it again: posekit bank build. A bundle of an older posekit has to be exported again."
-MIN_VIEWS: dict[Search, int] = {"flat": 5, "coarse": SHORTLIST}  # the matcher returns its best five
+MIN_VIEWS: dict[Search, int] = {"flat": CANDIDATES, "coarse": SHORTLIST}  # that a bank is built with
 
 
 @dataclass(frozen=True, eq=False)
@@ -116,6 +117,14 @@ def check_bank_fits_matcher(bank: TemplateBank, inputs: Sequence[TensorSpec], wh
         )
 
 
+def check_enough_views(bank: TemplateBank, outputs: Sequence[TensorSpec], what: str) -> None:
+    """BankError where a matcher graph with these outputs returns more candidates than the bank has views."""
+    candidates = next(spec.shape[1] for spec in outputs if spec.name == "index")
+    if isinstance(candidates, int) and len(bank.R) < candidates:
+        expected = f"at least {candidates}, as many as the matcher returns"
+        raise BankError(f"{what}: views", got=len(bank.R), expected=expected, remedy=BUILD_AGAIN)
+
+
 def _listed(shapes: Mapping[str, Shape]) -> str:
     return ", ".join(f"{name} {written(shape)}" for name, shape in shapes.items())
 
@@ -143,7 +152,7 @@ def _misshapen(arrays: Mapping[str, npt.NDArray[Any]], search: Search) -> str | 
     sizes = dict(zip(MATCHED[search]["templates"], templates.shape, strict=True))
     sizes |= {"D": sizes["L"] * sizes["C"], "S": arrays["projection"].shape[-1] if "projection" in arrays else 0}
     views = sizes["N"]
-    if views < MIN_VIEWS[search]:
+    if views < (SHORTLIST if search == "coarse" else 1):
         return f"{views} views"
     per_view: dict[str, tuple[int, ...]] = {"R": (views, 3, 3), "t_m": (views, 3), "box_xyxy_px": (views, 4)}
     shapes = {name: tuple(sizes[axis] for axis in axes) for name, axes in MATCHED[search].items()}

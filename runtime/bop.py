@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -18,7 +18,7 @@ from posekit.runtime.errors import InputError, SourceError
 from posekit.runtime.pose import Array, Pose, nearest_rotation
 from posekit.runtime.symmetry import MM_PER_M, Symmetries, symmetries_from_bop
 
-CAMERA_FILE = "scene_camera.json"
+CAMERA_FILE, GENERAL_CAMERA_FILE = "scene_camera.json", "camera.json"
 IMAGE_SUFFIXES = (".png", ".jpg", ".tif")
 ROTATION_DIGITS = 5e-3  # published ground truth is rounded to a few digits; farther from a rotation is a mistake
 MIN_VISIBLE_FRACTION = 0.1  # BOP's tasks ask only for objects of which this much is seen
@@ -48,12 +48,18 @@ class TrueObject:
 
 @dataclass(frozen=True, eq=False)
 class Scene:
-    """One scene folder. images: im_id -> file.  K: im_id -> (3, 3) px.  truth: im_id -> objects; None without scene_gt."""
+    """One scene folder. images: im_id -> file.  K: im_id -> (3, 3) px.  truth: im_id -> objects; None without scene_gt.
+
+    wh_px: im_id -> the image size that K is for, where the data set states one.   whole_wh_px: that of the image which
+    this one was cut from, likewise.
+    """
 
     id: int
     images: dict[int, Path]
     K: dict[int, Array]
     truth: dict[int, tuple[TrueObject, ...]] | None
+    wh_px: dict[int, tuple[int, int]] = field(default_factory=dict)
+    whole_wh_px: dict[int, tuple[int, int]] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, eq=False)
@@ -111,7 +117,12 @@ def _scene(folder: Path) -> Scene:
     images = _images(folder)
     cameras = _entries(folder / CAMERA_FILE, images)
     K = {im_id: _parsed(folder / CAMERA_FILE, im_id, _camera_matrix, entry) for im_id, entry in cameras.items()}
-    return Scene(int(folder.name), images, K, _truth(folder, images))
+    sizes = {im_id: _parsed(folder / CAMERA_FILE, im_id, _stated_size, entry) for im_id, entry in cameras.items()}
+    whole = {im_id: _parsed(folder / CAMERA_FILE, im_id, _whole_size, entry) for im_id, entry in cameras.items()}
+    general = _general_camera(folder.parents[1] / GENERAL_CAMERA_FILE) if len(folder.parents) > 1 else None
+    if general is not None:  # says for which size a K is, though not which images have it
+        sizes |= {i: general[1] for i in K if sizes[i] is None and np.allclose(K[i], general[0], rtol=1e-3, atol=0)}
+    return Scene(int(folder.name), images, K, _truth(folder, images), _without_none(sizes), _without_none(whole))
 
 
 def _images(folder: Path) -> dict[int, Path]:
@@ -168,6 +179,37 @@ def _box(bbox_xywh: Sequence[float] | None) -> Array | None:
     if bbox_xywh is None or min(bbox_xywh[2:]) <= 0:
         return None
     return box_from_bop(bbox_xywh)
+
+
+def _stated_size(entry: dict[str, Any]) -> tuple[int, int] | None:
+    """The size in an entry of scene_camera.json, which BOP does not ask for but many writers give."""
+    return _size([entry["width"], entry["height"]]) if "width" in entry and "height" in entry else None
+
+
+def _whole_size(entry: dict[str, Any]) -> tuple[int, int] | None:
+    """posekit's own key, for images that are parts of larger ones."""
+    return _size(entry["whole_wh_px"]) if "whole_wh_px" in entry else None
+
+
+def _size(wh_px: Any) -> tuple[int, int]:
+    width, height = wh_px
+    if type(width) is not int or type(height) is not int or min(width, height) < 1:
+        raise ValueError(f"image size {wh_px}")
+    return width, height
+
+
+def _general_camera(path: Path) -> tuple[Array, tuple[int, int]] | None:
+    """K (3, 3) and image size of ROOT/camera.json, None where there is none or it is otherwise: nothing else needs it."""
+    try:
+        said = json.loads(path.read_text())
+        K = np.array([[said["fx"], 0.0, said["cx"]], [0.0, said["fy"], said["cy"]], [0.0, 0.0, 1.0]], dtype=np.float64)
+        return K, _size([said["width"], said["height"]])
+    except (OSError, ValueError, KeyError, TypeError, RecursionError):
+        return None
+
+
+def _without_none(values: dict[int, T | None]) -> dict[int, T]:
+    return {key: value for key, value in values.items() if value is not None}
 
 
 def _camera_matrix(entry: dict[str, Any]) -> Array:

@@ -14,6 +14,7 @@ import numpy as np
 from posekit.runtime.bop import TrueObject, box_from_bop
 from posekit.runtime.detection import Detection, overlaps_image
 from posekit.runtime.errors import InputError, SourceError
+from posekit.runtime.pose import Array
 from posekit.runtime.records import record_from
 from posekit.runtime.sources import Frame
 
@@ -38,15 +39,17 @@ class _BopRow:
 
 
 def boxes_from(source: Path | str) -> Boxes:
-    """ "gt" for the true boxes of a BOP data set, else a JSON file in one of two forms.
+    """A key of TRUE_BOXES for the true boxes of a BOP data set, else a JSON file in one of two forms.
+
+    "gt": around what is visible of each object.  "gt-amodal": around the whole object, hidden parts included.
 
     By frame name: {"img7.png": [{"object_id": 1, "box_xyxy_px": [x0, y0, x1, y1], "score": 0.9}]}; every frame needs
     an entry, if only an empty list.  BOP detections: a list of {"scene_id", "image_id", "category_id", "bbox", "score"}
     with bbox x, y, width, height; an image without entries has no detections.
     Raises SourceError for a file of another form; the returned function raises InputError for a frame without boxes.
     """
-    if str(source) == "gt":
-        return detections_from_truth
+    if str(source) in TRUE_BOXES:
+        return TRUE_BOXES[str(source)]
     path = Path(source)
     try:
         content = json.loads(path.read_text())
@@ -62,6 +65,22 @@ def boxes_from(source: Path | str) -> Boxes:
 
 def detections_from_truth(frame: Frame) -> list[Detection]:
     """The visible box of each true object that counts, score 1; the amodal box where the data set has no other."""
+    return _detections(
+        frame, lambda true: true.amodal_box_xyxy_px if true.visible_box_xyxy_px is None else true.visible_box_xyxy_px
+    )
+
+
+def amodal_detections_from_truth(frame: Frame) -> list[Detection]:
+    """The box of each true object that counts, with its hidden parts and those outside the image, score 1."""
+    return _detections(frame, lambda true: true.amodal_box_xyxy_px, "bbox_obj")
+
+
+TRUE_BOXES: dict[str, Boxes] = {"gt": detections_from_truth, "gt-amodal": amodal_detections_from_truth}
+
+
+def _detections(
+    frame: Frame, box_of: Callable[[TrueObject], Array | None], needs: str = "bbox_visib or bbox_obj"
+) -> list[Detection]:
     if frame.truth is None:
         raise InputError(
             f"frame {frame.name}",
@@ -69,20 +88,20 @@ def detections_from_truth(frame: Frame) -> list[Detection]:
             expected="a BOP data set with scene_gt.json",
             remedy="Give boxes from a file instead.",
         )
-    found = [Detection(true.object_id, 1.0, box) for true in frame.truth if (box := _true_box(true, frame)) is not None]
+    boxes = [(true.object_id, _counted(true, box_of(true), frame, needs)) for true in frame.truth]
+    found = [Detection(object_id, 1.0, box) for object_id, box in boxes if box is not None]
     wh = (frame.intrinsics.width_px, frame.intrinsics.height_px)
     return [detection for detection in found if overlaps_image(detection.box_xyxy_px, *wh)]
 
 
-def _true_box(true: TrueObject, frame: Frame) -> Any:
-    box = true.amodal_box_xyxy_px if true.visible_box_xyxy_px is None else true.visible_box_xyxy_px
+def _counted(true: TrueObject, box: Array | None, frame: Frame, needs: str) -> Array | None:
     if not true.counts:
         return None
     if box is None and true.visible_fraction is None:
         raise InputError(
             f"frame {frame.name}, object {true.object_id}",
             got="no true box",
-            expected="bbox_visib or bbox_obj in scene_gt_info.json",
+            expected=f"{needs} in scene_gt_info.json",
             remedy="Make scene_gt_info.json with BOP's toolkit, or give boxes from a file.",
         )
     return box

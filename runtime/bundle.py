@@ -12,13 +12,14 @@ import os
 import stat
 import struct
 import zipfile
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path, PurePosixPath
 from types import TracebackType
 from typing import TYPE_CHECKING
 
-from posekit.runtime.errors import BundleError
+from posekit.runtime.errors import BankError, BundleError, InputError
 from posekit.runtime.manifest import Manifest, Member, manifest_from_json
 
 if TYPE_CHECKING:
@@ -35,13 +36,19 @@ COPY_AGAIN = "Copy or export the bundle again."
 class Bundle:
     """An open bundle. Use as a context manager, or close()."""
 
-    def __init__(self, path: Path | str) -> None:
-        """Open and verify every member. BundleError if anything is not as the manifest says."""
+    def __init__(self, path: Path | str, banks: Mapping[int, Path | str] | None = None) -> None:
+        """Open and verify every member. BundleError if anything is not as the manifest says.
+
+        banks: by object id, bank files that take the place of the bundle's own (posekit bank build -o X.safetensors), so
+        that several bundles can share them; what the bundle knows of its own bank's scores does not hold for them.
+        """
         self.path = Path(path)
         open_members = _folder_members if os.path.isdir(path) else _zip_members
         self._views, self._close = open_members(self.path)
         try:
             self.manifest = self._verified_manifest()
+            for object_id, file in (banks or {}).items():
+                self._take_bank(object_id, Path(file))
         except BaseException:
             self.close()
             raise
@@ -76,6 +83,36 @@ class Bundle:
         with ThreadPoolExecutor() as pool:  # hashing is most of opening, and leaves the other cores free to hash too
             list(pool.map(self._verify_member, manifest.files, manifest.files.values()))
         return manifest
+
+    def _take_bank(self, object_id: int, file: Path) -> None:
+        """As a member with the file's own name, in every path that has a bank of the object."""
+        name, key = str(file), str(object_id)
+        paths = {n: path for n, path in self.manifest.paths.items() if key in path.banks}
+        if not paths:
+            raise InputError(
+                f"bank {file}",
+                got=f"object {object_id}",
+                expected="an object that a path of the bundle has a bank of",
+                remedy="posekit bank add adds an object; see posekit inspect.",
+            )
+        try:
+            self._views[name] = _file_view(file.parent, file.name)
+        except (OSError, ValueError) as error:
+            raise BankError(
+                f"bank {file}", got=error, expected="a readable bank file", remedy="Check the path."
+            ) from error
+        member = Member(len(self._views[name]), hashlib.sha256(self._views[name]).hexdigest())
+        changed = {
+            n: replace(
+                path,
+                banks=path.banks | {key: name},
+                rejection={i: rejection for i, rejection in path.rejection.items() if i != key},
+            )
+            for n, path in paths.items()
+        }
+        self.manifest = replace(
+            self.manifest, paths=self.manifest.paths | changed, files=self.manifest.files | {name: member}
+        )
 
     def _verify_member(self, name: str, member: Member) -> None:
         view = self._views[name]

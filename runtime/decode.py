@@ -24,15 +24,15 @@ def box_translation(
 ) -> Array:
     """Translation (3,), metres, of an object that looks like a template, from the two boxes.
 
-    z scales with the ratio of box diagonals and focal lengths; x, y are those of the box centre, less the template's own
-    offset between box centre and object centre, which in metres is the same at every distance (Sundermeyer et al.,
-    Augmented Autoencoders, ECCV 2018; systems P2).
+    z scales with the ratio of the boxes' diagonals on the plane z = 1, each side divided by its own focal length, so that
+    pixels need not be square; x, y are those of the box centre, less the template's own offset between box centre and
+    object centre, which in metres is the same at every distance (Sundermeyer et al., Augmented Autoencoders, ECCV 2018;
+    systems P2).
     A perfect template with perfect boxes is still 1.4 % off in z on average: perspective foreshortens.
     """
     box, template_box = _plain(box_xyxy_px), _plain(template_box_xyxy_px)
     K_q, K_t, (tx, ty, tz) = _plain(K), _plain(template_K), _plain(template_t_m)
-    focal_ratio = hypot(K_q[0][0], K_q[1][1]) / hypot(K_t[0][0], K_t[1][1])
-    z = tz * _diagonal(template_box) / _diagonal(box) * focal_ratio
+    z = tz * _diagonal(template_box, K_t) / _diagonal(box, K_q)
     (x, y), (template_x, template_y) = _on_plane(_centre(box), K_q), _on_plane(_centre(template_box), K_t)
     return np.array([x * z - (template_x * tz - tx), y * z - (template_y * tz - ty), z])  # less the offset, in metres
 
@@ -95,9 +95,10 @@ def _centre(box: Sequence[float]) -> tuple[float, float]:
     return (x0 + x1) / 2, (y0 + y1) / 2
 
 
-def _diagonal(box: Sequence[float]) -> float:
+def _diagonal(box: Sequence[float], K: Sequence[Sequence[float]]) -> float:
+    """Of the box on the plane z = 1."""
     x0, y0, x1, y1 = box
-    return hypot(x1 - x0, y1 - y0)
+    return hypot((x1 - x0) / K[0][0], (y1 - y0) / K[1][1])
 
 
 def _on_plane(pixel: tuple[float, float], K: Sequence[Sequence[float]]) -> tuple[float, float]:

@@ -20,7 +20,7 @@ FARTHEST_PX = 1e6  # beyond this float32 no longer tells pixels apart
 class Detection:
     """One object in one image.
 
-    box_xyxy_px: (4,) float64, x0 < x1, y0 < y1, pixel centres at integers.
+    box_xyxy_px: (4,) float64, x0 <= x1, y0 <= y1, pixel centres at integers.
     mask: (H, W) bool over the whole image, where the detector gives one.
     """
 
@@ -39,6 +39,7 @@ class Reason(Enum):
     """Why a detection has no pose; the value is what results and JSON say."""
 
     BOX_OUTSIDE_IMAGE = "box_outside_image"
+    BOX_TOO_THIN = "box_too_thin"  # less than a pixel, in the image or where the lens puts it
     BOX_BEYOND_LENS = "box_beyond_lens"  # the lens model takes no ideal pixel there
     OUTPUT_NOT_FINITE = "output_not_finite"
     OUTPUT_NO_ROTATION = "output_no_rotation"
@@ -48,6 +49,14 @@ class Reason(Enum):
     BEHIND_CAMERA = "behind_camera"
     NOTHING_ALIKE = "nothing_alike"  # no template of the bank
     SCORE_BELOW_THRESHOLD = "score_below_threshold"
+
+
+class BoxError(InputError):
+    """A box of which no crop can be cut, although it is a box; `reason` says why, for a detection without a pose."""
+
+    def __init__(self, reason: Reason, *, got: object, expected: object, remedy: str) -> None:
+        self.reason = reason
+        super().__init__("box", got=got, expected=expected, remedy=remedy)
 
 
 @dataclass(frozen=True, eq=False)
@@ -87,7 +96,7 @@ class Unposed:
 
 
 def checked_box(box_xyxy_px: npt.ArrayLike) -> Array:
-    """A usable (4,) float64 box, or InputError: no numbers, NaN, inverted, or thinner than a pixel."""
+    """A (4,) float64 box, or InputError for what is none: no numbers, NaN, inverted. It may lie anywhere and be thin."""
     box = numbers_from(box_xyxy_px)
     if box is None:
         problem = repr(box_xyxy_px)[:60]
@@ -95,14 +104,14 @@ def checked_box(box_xyxy_px: npt.ArrayLike) -> Array:
         problem = f"shape {box.shape}"
     elif not all(abs(edge) <= FARTHEST_PX for edge in box.tolist()):  # NaN too
         problem = f"{box.tolist()}"
-    elif box[2] - box[0] < MIN_BOX_SIDE_PX or box[3] - box[1] < MIN_BOX_SIDE_PX:
+    elif box[2] < box[0] or box[3] < box[1]:
         problem = f"{box.tolist()} ({box[2] - box[0]:g} x {box[3] - box[1]:g} px)"
     else:
         return box
     raise InputError(
         "box",
         got=problem,
-        expected="x0, y0, x1, y1 in pixels, finite, within a million, x1 - x0 and y1 - y0 at least 1",
+        expected="x0, y0, x1, y1 in pixels, finite, within a million, x0 <= x1, y0 <= y1",
         remedy="Boxes are corners, not x, y, width, height.",
     )
 

@@ -14,6 +14,7 @@ from posekit.runtime.crop import Image
 from posekit.runtime.detection import MIN_BOX_SIDE_PX, Detection
 from posekit.runtime.errors import InputError, SpecError
 from posekit.runtime.manifest import DetectorEntry
+from posekit.runtime.one_at_a_time import OneAtATime
 from posekit.runtime.pose import Array
 from posekit.runtime.profiler import Stage, no_stage
 from posekit.runtime.session import Session
@@ -153,7 +154,7 @@ def iou(box: Array32, boxes: Array32) -> Array32:
 
 
 class Detector:
-    """One detector graph on one session. Not for several threads at once: it reuses its input buffer.
+    """One detector graph on one session. For one thread at a time: it reuses its input buffer.
 
     Raises SpecError where graph and entry do not fit each other.
     """
@@ -161,6 +162,13 @@ class Detector:
     def __init__(self, session: Session, entry: DetectorEntry) -> None:
         self.entry = entry
         self.family = family_named(entry.family)
+        if not self.family.suppress and entry.iou_threshold != self.family.iou_threshold:
+            raise SpecError(
+                "detector iou_threshold",
+                got=entry.iou_threshold,
+                expected=f"{self.family.iou_threshold:g}: nothing is suppressed in the boxes of family {entry.family}",
+                remedy="Leave iou_threshold out of the recipe, and export again.",
+            )
         self._session = session
         self._shapes = self.family.shapes(entry.input_wh_px, len(entry.class_object_ids))
         self._object_ids = np.array(entry.class_object_ids, dtype=np.int64)
@@ -168,13 +176,19 @@ class Detector:
         _check_input(session.inputs, (1, height, width, 3))
         self._check_outputs({spec.name: spec.shape for spec in session.outputs})
         self._pixels = np.empty((1, height, width, 3), np.uint8)
+        self._alone = OneAtATime("detector")
 
     def detect(self, image_rgb_u8: Image, stage: Stage = no_stage) -> list[Detection]:
         """Objects in an (H, W, 3) uint8 RGB image, best score first; an empty list where there are none.
 
         Boxes are clipped to the image; what is thinner than a pixel there is no detection.
-        Raises InputError for another image, SpecError and BackendError for outputs that cannot be used.
+        Raises InputError for another image and while another thread detects, SpecError and BackendError for outputs
+        that cannot be used.
         """
+        with self._alone:
+            return self._detected(image_rgb_u8, stage)
+
+    def _detected(self, image_rgb_u8: Image, stage: Stage) -> list[Detection]:
         _check_image(image_rgb_u8)
         entry, family = self.entry, self.family
         with stage("letterbox"):

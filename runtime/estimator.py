@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from copy import copy
+from functools import partial
+from math import inf, isfinite
 from types import TracebackType
 from typing import TYPE_CHECKING
 
@@ -12,14 +15,15 @@ from posekit.runtime.backends import open_session
 from posekit.runtime.bundle import Bundle
 from posekit.runtime.crop import Image, check_frame
 from posekit.runtime.crop_batch import CropBatch
-from posekit.runtime.detection import Detection, Hypothesis, PoseEstimate, Unposed
+from posekit.runtime.detection import Detection, PoseEstimate, Reason, Unposed
 from posekit.runtime.detector import Detector
 from posekit.runtime.errors import BackendError, BundleError, InputError
 from posekit.runtime.intrinsics import Intrinsics
 from posekit.runtime.manifest import DEFAULT_CROPS_PER_PASS, PathEntry, Precision
-from posekit.runtime.paths import PATHS, OpenGraph
+from posekit.runtime.one_at_a_time import OneAtATime
+from posekit.runtime.paths import PATHS, Found, OpenGraph, PosePath, twin_path
 from posekit.runtime.profiler import Stage, no_stage
-from posekit.runtime.session import Session
+from posekit.runtime.session import Session, twin_of
 
 if TYPE_CHECKING:
     from typing_extensions import Self
@@ -33,7 +37,13 @@ def _nothing_around(name: str, session: Session) -> Session:
 
 
 class PoseEstimator:
-    """One bundle, one path, one thread at a time."""
+    """One bundle, one path.
+
+    An estimator is for one thread at a time: a call while another one is running, also one from within a `stage`, is an
+    InputError at once. Every other thread gets a `clone()`, which it may make itself, at any time. The same holds for
+    sessions, detectors and crop batches; bundles, intrinsics, detections and estimates never change and may be used by
+    any thread.
+    """
 
     def __init__(
         self,
@@ -55,21 +65,46 @@ class PoseEstimator:
         entry = path_named(bundle, self.path_name)
         objects = {o.id: o for o in bundle.manifest.objects}
         self.object_ids = entry.object_ids
-        self._stage = stage
+        self._least_scores = {int(i): rejection.threshold for i, rejection in entry.rejection.items()}
         self._most_crops = (bundle.manifest.graphs[entry.graph].crops_per_pass or DEFAULT_CROPS_PER_PASS)[-1]
-        self._batch = CropBatch(entry.crop, [objects[i] for i in entry.object_ids], self._most_crops)
-        opened = graph_opener(bundle, entry, backend, precision)
+        self._new_batch = partial(CropBatch, entry.crop, [objects[i] for i in entry.object_ids], self._most_crops)
+        self._detector_entry = bundle.manifest.detector
+        opener = graph_opener(bundle, entry, backend, precision)
+        self._own(stage, around, opener, partial(PATHS[entry.kind], bundle, entry))
+
+    def clone(self, *, stage: Stage = no_stage, around: Around = _nothing_around) -> PoseEstimator:
+        """Another estimator of the same path, for another thread: with buffers of its own, banks and compiled graphs shared.
+
+        It gives the same poses. Neither closes with the other; what they share goes with the last one. Any thread may
+        clone, also while another one estimates, and the bundle may be closed. stage, around: as when opening.
+        BackendError for a closed estimator, and where a backend has no room for another one.
+        """
+        other = copy(self)
+        other._own(stage, around, lambda name: twin_of(self._opened[name]), partial(twin_path, self._path))
+        return other
+
+    def _own(
+        self, stage: Stage, around: Around, open_session: OpenGraph, open_path: Callable[[OpenGraph], PosePath]
+    ) -> None:
+        """Make what one thread alone may have: sessions, their path and detector, buffers."""
+        self._alone, self._stage, self._batch = OneAtATime("estimator"), stage, self._new_batch()
+        self._opened: dict[str, Session] = {}
 
         def open_graph(name: str) -> Session:
-            return around(name, opened(name))
+            self._opened[name] = open_session(name)
+            return around(name, self._opened[name])
 
-        self._path = PATHS[entry.kind](bundle, entry, open_graph)
-        self._sessions: list[Session] = [*self._path.sessions]
         self._detector: Detector | None = None
-        detector = bundle.manifest.detector
-        if detector:
-            self._sessions.append(open_graph(detector.graph))
-            self._detector = Detector(self._sessions[-1], detector)
+        try:
+            self._path = open_path(open_graph)
+            self._sessions: list[Session] = [*self._path.sessions]
+            if self._detector_entry:
+                self._sessions.append(open_graph(self._detector_entry.graph))
+                self._detector = Detector(self._sessions[-1], self._detector_entry)
+        except BaseException:
+            for session in self._opened.values():
+                session.close()
+            raise
 
     def __enter__(self) -> Self:
         return self
@@ -88,16 +123,8 @@ class PoseEstimator:
 
     def detect(self, image_rgb_u8: Image, intrinsics: Intrinsics) -> list[Detection]:
         """Objects of this path in the frame, best first. InputError when the bundle has no detector."""
-        if self._detector is None:
-            raise InputError(
-                "detections",
-                got="none, and the bundle has no detector",
-                expected="boxes",
-                remedy="Give boxes (posekit run --boxes), or export with a [detector] section.",
-            )
-        check_frame(image_rgb_u8, intrinsics)
-        found = self._detector.detect(image_rgb_u8, self._stage)
-        return [d for d in found if d.object_id in self.object_ids]
+        with self._alone:
+            return self._detected(image_rgb_u8, intrinsics)
 
     def estimate(
         self, image_rgb_u8: Image, intrinsics: Intrinsics, detections: Sequence[Detection] | None = None
@@ -113,9 +140,37 @@ class PoseEstimator:
         self, image_rgb_u8: Image, intrinsics: Intrinsics, detections: Sequence[Detection] | None = None
     ) -> list[PoseEstimate | Unposed]:
         """What became of every detection, in their order: its pose, or why it has none. Arguments as of `estimate`."""
+        with self._alone:
+            check_frame(image_rgb_u8, intrinsics)
+            if detections is None:
+                detections = self._detected(image_rgb_u8, intrinsics)
+            self._check_known(detections)
+            image_rgb_u8 = np.ascontiguousarray(image_rgb_u8)  # once, not per crop
+            outcomes: list[PoseEstimate | Unposed] = []
+            for start in range(0, len(detections), self._most_crops):
+                some = detections[start : start + self._most_crops]
+                outcomes += self._outcomes_of_some(image_rgb_u8, intrinsics, some)
+            return outcomes
+
+    def close(self) -> None:
+        """Close all sessions; clones stay open. Twice is harmless."""
+        with self._alone:
+            for session in self._sessions:
+                session.close()
+
+    def _detected(self, image_rgb_u8: Image, intrinsics: Intrinsics) -> list[Detection]:
+        if self._detector is None:
+            raise InputError(
+                "detections",
+                got="none, and the bundle has no detector",
+                expected="boxes",
+                remedy="Give boxes (posekit run --boxes), or export with a [detector] section.",
+            )
         check_frame(image_rgb_u8, intrinsics)
-        if detections is None:
-            detections = self.detect(image_rgb_u8, intrinsics)
+        found = self._detector.detect(image_rgb_u8, self._stage)
+        return [d for d in found if d.object_id in self.object_ids]
+
+    def _check_known(self, detections: Sequence[Detection]) -> None:
         foreign = [d.object_id for d in detections if d.object_id not in self.object_ids]
         if foreign:
             raise InputError(
@@ -124,29 +179,31 @@ class PoseEstimator:
                 expected=f"one of {list(self.object_ids)}",
                 remedy=f"Path {self.path_name!r} does not know that object: filter the boxes or export it.",
             )
-        image_rgb_u8 = np.ascontiguousarray(image_rgb_u8)  # once, not per crop
-        outcomes: list[PoseEstimate | Unposed] = []
-        for start in range(0, len(detections), self._most_crops):
-            outcomes += self._outcomes_of_some(image_rgb_u8, intrinsics, detections[start : start + self._most_crops])
-        return outcomes
-
-    def close(self) -> None:
-        """Close all sessions. Twice is harmless."""
-        for session in self._sessions:
-            session.close()
 
     def _outcomes_of_some(
         self, image_rgb_u8: Image, intrinsics: Intrinsics, detections: Sequence[Detection]
     ) -> list[PoseEstimate | Unposed]:
         with self._stage("crop"):
-            self._batch.cut(image_rgb_u8, intrinsics, detections)
-        found = self._path.poses(self._batch, detections, intrinsics.undistorted(), self._stage)
-        return [
-            PoseEstimate(detection.object_id, result.score, result.cam_from_obj, detection, result.alternative)
-            if isinstance(result, Hypothesis)
-            else Unposed(detection, result)
-            for detection, result in zip(detections, found, strict=True)
-        ]
+            uncut = self._batch.cut(image_rgb_u8, intrinsics, detections)
+        found = iter(self._found(intrinsics))
+        least = [self._least_scores.get(detection.object_id, -inf) for detection in detections]
+        return [_outcome(d, uncut.get(i) or next(found), least[i]) for i, d in enumerate(detections)]
+
+    def _found(self, intrinsics: Intrinsics) -> Sequence[Found]:
+        """Of every crop of the batch; a graph is not run without any."""
+        batch = self._batch
+        return self._path.poses(batch, batch.detections, intrinsics.ideal, self._stage) if batch.crops else ()
+
+
+def _outcome(detection: Detection, found: Found, least_score: float) -> PoseEstimate | Unposed:
+    """least_score: of an answer; what scores less is none."""
+    if isinstance(found, Reason):
+        return Unposed(detection, found)
+    if not isfinite(found.score):
+        return Unposed(detection, Reason.OUTPUT_NOT_FINITE)
+    if found.score < least_score:
+        return Unposed(detection, Reason.SCORE_BELOW_THRESHOLD)
+    return PoseEstimate(detection.object_id, found.score, found.cam_from_obj, detection, found.alternative)
 
 
 def graph_opener(bundle: Bundle, entry: PathEntry, backend: str, precision: Precision | None) -> OpenGraph:

@@ -61,14 +61,15 @@ def quiet_cv2() -> Iterator[None]:
     """Keep OpenCV and its FFmpeg from writing to stderr: the errors raised here say the same, with the file's name."""
     import cv2
 
-    level = cv2.utils.logging.getLogLevel()
+    log: Any = getattr(cv2.utils, "logging", cv2)  # OpenCV 4 has the two functions in cv2 itself
+    level = log.getLogLevel()
     ffmpeg = os.environ.get("OPENCV_FFMPEG_LOGLEVEL")
-    cv2.utils.logging.setLogLevel(cv2.utils.logging.LOG_LEVEL_SILENT)
+    log.setLogLevel(0)
     os.environ.setdefault("OPENCV_FFMPEG_LOGLEVEL", "-8")
     try:
         yield
     finally:
-        cv2.utils.logging.setLogLevel(level)
+        log.setLogLevel(level)
         if ffmpeg is None:
             del os.environ["OPENCV_FFMPEG_LOGLEVEL"]
 

@@ -25,6 +25,9 @@ INSTRUCTIONS = (
     "amx_int8", "asimd", "asimdhp", "asimddp", "i8mm", "bf16", "sve", "sve2",
 )  # fmt: skip
 
+# Sets that sum four 8-bit products in 32 bits. x86 processors without one sum pairs in 16 bits, which saturate.
+EXACT_INT8_SUMS = {"avx512_vnni", "avx_vnni", "amx_int8"}
+
 # Arm's processors have no name in /proc/cpuinfo, only the number of their design (Linux, arch/arm64 cputype.h).
 ARM, ARM_PARTS = "0x41", {
     "0xd03": "Cortex-A53", "0xd07": "Cortex-A57", "0xd08": "Cortex-A72", "0xd0b": "Cortex-A76", "0xd0c": "Neoverse-N1",
@@ -136,6 +139,15 @@ def cpu(root: Path = ROOT) -> Cpu:
         (min(mhz), max(mhz)) if mhz else None,
         len(set(_of_every_cpu(root, "topology/core_cpus_list"))) or None,
     )
+
+
+def saturates_int8(root: Path = ROOT) -> bool:
+    """Tell whether 8-bit products overflow on this processor: x86 without VNNI, where libraries add pairs in 16 bits.
+
+    (Intel, oneDNN documentation, "Nuances of int8 computations".) False where /proc/cpuinfo does not say.
+    """
+    flags = _found(r"^flags\s*:(.*)$", _text(root / "proc/cpuinfo"))
+    return flags is not None and not EXACT_INT8_SUMS & set(flags.split())
 
 
 def memory_bytes(root: Path = ROOT) -> int | None:

@@ -37,6 +37,7 @@ class GraphEntry:
 
     crops_per_pass: fewest, usual and most, which engines are built for; left out: DEFAULT_CROPS_PER_PASS.
     views: most of a bank that a matcher searches, which its engines are built for; left out: DEFAULT_VIEWS.
+    held_back: precision -> one sentence why no backend takes that variant of its own accord; it runs when asked for.
     """
 
     role: Role
@@ -45,6 +46,7 @@ class GraphEntry:
     outputs: tuple[TensorSpec, ...]
     crops_per_pass: tuple[int, int, int] | None = None
     views: int | None = None
+    held_back: dict[Precision, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -59,8 +61,8 @@ class ContinuousSymmetry:
 class ObjectEntry:
     """One object. bbox: of the mesh in the object frame.  symmetries_discrete: row-major 4x4, metres, identity left out.
 
-    model: member with `vertices_m` (V, 3) float32, `faces` (F, 3) int32 and `colours` (V, 3) uint8; for overlays and
-    error figures.
+    model: member with `vertices_m` (V, 3) float32, `faces` (F, 3) int32 and `colours` (V, 3) uint8, thinned, for overlays;
+    and `points_m` (P, 3) float32, all vertices of the mesh, for error figures.
     """
 
     id: int
@@ -100,12 +102,28 @@ class SolverEntry:
 
 
 @dataclass(frozen=True)
+class Rejection:
+    """Below which score an object's pose is no answer, and what that was measured on.
+
+    false_accept_rate: share of n_negative crops of other objects and backgrounds that it lets through.
+    false_reject_rate: share of n_positive crops of the object that it refuses.
+    """
+
+    threshold: float
+    false_accept_rate: float
+    false_reject_rate: float
+    n_negative: int
+    n_positive: int
+
+
+@dataclass(frozen=True)
 class PathEntry:
     """One way from a crop to a pose.
 
     kind "bank": `graph` is an embedder, `matcher` scores its descriptors against `banks` (object id -> member).
     kind "regressor": `graph` is a pose graph.   kind "correspondence": `graph` ends in dense maps, `solver` follows.
     object_ids: in the order of the graph's `label` input.
+    rejection: by object id, of the scores that were calibrated.
     """
 
     kind: PathKind
@@ -115,6 +133,7 @@ class PathEntry:
     matcher: str | None = None
     banks: dict[str, str] = field(default_factory=dict)
     solver: SolverEntry | None = None
+    rejection: dict[str, Rejection] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -204,6 +223,18 @@ def _cross_check(manifest: Manifest) -> None:
             raise RecordProblem(f"Manifest.paths.{name}", "no matcher or bank", "a matcher and one bank per object id")
         if path.kind == "correspondence" and path.solver is None:
             raise RecordProblem(f"Manifest.paths.{name}", "no solver", "a solver section")
+        if path.kind != "bank" and (path.matcher or path.banks):
+            raise RecordProblem(
+                f"Manifest.paths.{name}", "a matcher or bank", f"none: a {path.kind} has no use for them"
+            )
+        if path.kind != "correspondence" and path.solver:
+            raise RecordProblem(f"Manifest.paths.{name}", "a solver", f"none: a {path.kind} path has no use for it")
+        if not path.rejection.keys() <= {str(i) for i in path.object_ids}:
+            raise RecordProblem(f"Manifest.paths.{name}.rejection", sorted(path.rejection), "ids of the path's objects")
+        for i, rejection in path.rejection.items():
+            if not 0 <= rejection.threshold <= 1:
+                where = f"Manifest.paths.{name}.rejection.{i}.threshold"
+                raise RecordProblem(where, rejection.threshold, "0 to 1")
         if path.kind == "bank" and "fp32" not in manifest.graphs[path.graph].variants:
             raise RecordProblem(f"Manifest.graphs.{path.graph}.variants", "no fp32", "fp32, which banks are bound to")
 
@@ -213,6 +244,9 @@ def _check_values(manifest: Manifest, ids: set[int]) -> None:
     for name, graph in manifest.graphs.items():
         if not graph.variants:
             raise RecordProblem(f"Manifest.graphs.{name}.variants", "none", f"one of {', '.join(get_args(Precision))}")
+        if not set(graph.held_back) < set(graph.variants) or not all(map(str.strip, graph.held_back.values())):
+            where = f"Manifest.graphs.{name}.held_back"
+            raise RecordProblem(where, graph.held_back, "a sentence for some of the variants, not for all")
         least, usual, most = graph.crops_per_pass or DEFAULT_CROPS_PER_PASS
         if not 1 == least <= usual <= most:
             where = f"Manifest.graphs.{name}.crops_per_pass"

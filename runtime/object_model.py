@@ -1,4 +1,4 @@
-"""The triangle mesh that a bundle carries per object, for overlays and error figures."""
+"""What a bundle carries per object: a thinned triangle mesh for overlays, and all vertices for error figures."""
 
 from __future__ import annotations
 
@@ -52,6 +52,20 @@ def object_model(bundle: Bundle, entry: ObjectEntry) -> ObjectModel:
             expected="arrays vertices_m and faces",
             remedy="Export the bundle again.",
         ) from error
+
+
+def object_points_m(bundle: Bundle, entry: ObjectEntry) -> Array:
+    """(P, 3) float64: all vertices of an object's mesh, as its file has them. BundleError when the member has none."""
+    tensors = tensors_from_bytes(bundle.read(entry.model), entry.model)
+    points_m = np.asarray(tensors.arrays.get("points_m", ()), dtype=np.float64)
+    if points_m.ndim != 2 or points_m.shape[1] != 3 or not len(points_m) or not np.isfinite(points_m).all():
+        raise BundleError(
+            f"bundle {bundle.path}, {entry.model}",
+            got=f"points_m {points_m.shape}" if "points_m" in tensors.arrays else "no array points_m",
+            expected="points_m (P, 3), all vertices of the mesh: errors over a thinned one are another measure",
+            remedy="Export the bundle again.",
+        )
+    return points_m
 
 
 def symmetries_from_entry(entry: ObjectEntry) -> Symmetries:

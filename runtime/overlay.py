@@ -21,6 +21,8 @@ Colour = tuple[int, int, int]  # RGB
 Ints = npt.NDArray[np.int64]
 
 TRUTH_COLOUR: Colour = (64, 224, 96)
+MUTED_COLOUR: Colour = (110, 116, 124)
+LARGE, SMALL = 0.45, 0.35  # of labels, as OpenCV scales its font
 PALETTE: tuple[Colour, ...] = (
     (255, 92, 64), (64, 160, 255), (255, 190, 40), (200, 110, 255), (40, 210, 220), (255, 110, 180), (170, 140, 90),
 )  # fmt: skip
@@ -61,6 +63,14 @@ class Drawing:
     fill: float = 0.25
 
 
+@dataclass(frozen=True, eq=False)
+class MarkedBox:
+    """A detection without a pose, to be drawn small and muted. label: what it is and why it has none."""
+
+    box_xyxy_px: Array
+    label: str
+
+
 def outline_from(model: ObjectModel) -> Outline:
     """Find a mesh's sharp edges: where two faces meet at an angle, or where a single face ends."""
     vertices, faces = _welded(model)
@@ -78,14 +88,25 @@ def outline_from(model: ObjectModel) -> Outline:
     return Outline(_cut_small(corners, FACE_SHARE * size_m), vertices[kept], size_m)
 
 
-def draw_poses(image_rgb_u8: Image, intrinsics: Intrinsics, drawings: Sequence[Drawing]) -> Image:
-    """A copy of the frame with poses drawn on it, far ones first. InputError when frame and camera do not fit."""
+def draw_poses(
+    image_rgb_u8: Image, intrinsics: Intrinsics, drawings: Sequence[Drawing], marked: Sequence[MarkedBox] = ()
+) -> Image:
+    """A copy of the frame with poses drawn on it, far ones first, over the boxes that have none.
+
+    InputError when frame and camera do not fit.
+    """
     check_frame(image_rgb_u8, intrinsics)
     image = np.ascontiguousarray(image_rgb_u8).copy()
+    for one in marked:
+        _draw_box(image, one.box_xyxy_px, MUTED_COLOUR)
     for drawing in sorted(drawings, key=lambda d: -float(d.cam_from_obj.t_m[2])):
         _draw(image, intrinsics, drawing)
+    for one in marked:
+        _draw_label(image, one.label, one.box_xyxy_px[:2], MUTED_COLOUR, SMALL)
     for drawing in drawings:
-        _draw_label(image, intrinsics, drawing)
+        anchor_px = _origin_px(intrinsics, drawing) if drawing.box_xyxy_px is None else drawing.box_xyxy_px[:2]
+        if drawing.label and anchor_px is not None:
+            _draw_label(image, drawing.label, anchor_px, drawing.colour, LARGE)
     return image
 
 
@@ -119,12 +140,18 @@ def _draw(image: Image, intrinsics: Intrinsics, drawing: Drawing) -> None:
         edges = _visible_segments(intrinsics, drawing, surface)
         cv2.polylines(image, edges, False, drawing.colour, 1, cv2.LINE_AA, SHIFT)
     if drawing.box_xyxy_px is not None:
-        reach = 2.0 * max(image.shape)  # OpenCV counts in 32 bits, boxes may leave the picture by far
-        x0, y0, x1, y1 = np.clip(drawing.box_xyxy_px, -reach, reach)
-        corners = np.array([[x0, y0], [x1, y0], [x1, y1], [x0, y1]])
-        cv2.polylines(image, [_fixed(corners)], True, drawing.colour, 1, cv2.LINE_AA, SHIFT)
+        _draw_box(image, drawing.box_xyxy_px, drawing.colour)
     if drawing.axes:
         _draw_axes(image, intrinsics, drawing)
+
+
+def _draw_box(image: Image, box_xyxy_px: Array, colour: Colour) -> None:
+    import cv2
+
+    reach = 2.0 * max(image.shape)  # OpenCV counts in 32 bits, boxes may leave the picture by far
+    x0, y0, x1, y1 = np.clip(box_xyxy_px, -reach, reach)
+    corners = np.array([[x0, y0], [x1, y0], [x1, y1], [x0, y1]])
+    cv2.polylines(image, [_fixed(corners)], True, colour, 1, cv2.LINE_AA, SHIFT)
 
 
 @dataclass(frozen=True, eq=False)
@@ -167,12 +194,11 @@ def _surface(intrinsics: Intrinsics, drawing: Drawing) -> _Surface | None:
 
 
 def _drawable(points_m: Array, intrinsics: Intrinsics) -> npt.NDArray[np.bool_]:
-    """In front of the camera and within one image size of the picture: beyond, lens models fold points back."""
-    in_front = points_m[..., 2] > NEAR_M
-    safe = np.where(in_front[..., None], points_m, [0.0, 0.0, 1.0])
-    ideal = intrinsics.undistorted().project(safe)
+    """Whether points have a pixel within one image size of the picture: OpenCV counts in 32 bits."""
+    shown = intrinsics.shows(points_m, NEAR_M)
+    pixels = intrinsics.project(np.where(shown[..., None], points_m, [0.0, 0.0, 1.0]))
     size = np.array([intrinsics.width_px, intrinsics.height_px])
-    return np.asarray(in_front & (ideal > -size).all(axis=-1) & (ideal < 2 * size).all(axis=-1))
+    return np.asarray(shown & (pixels > -size).all(axis=-1) & (pixels < 2 * size).all(axis=-1))
 
 
 def _draw_silhouette(image: Image, surface: _Surface, drawing: Drawing) -> None:
@@ -221,22 +247,17 @@ def _draw_axes(image: Image, intrinsics: Intrinsics, drawing: Drawing) -> None:
             cv2.circle(image, tuple(_fixed(line[-1]).tolist()), 3 << SHIFT, colour, cv2.FILLED, cv2.LINE_AA, SHIFT)
 
 
-def _draw_label(image: Image, intrinsics: Intrinsics, drawing: Drawing) -> None:
-    """The label above the box, or above the object's origin, kept inside the picture."""
+def _draw_label(image: Image, label: str, anchor_px: Array, colour: Colour, size: float) -> None:
+    """Above the anchor, kept inside the picture. size: of OpenCV's font."""
     import cv2
 
-    if not drawing.label:
-        return
-    anchor = drawing.box_xyxy_px[:2] if drawing.box_xyxy_px is not None else _origin_px(intrinsics, drawing)
-    if anchor is None:
-        return
-    (width, height), below = cv2.getTextSize(drawing.label, cv2.FONT_HERSHEY_SIMPLEX, 0.45, 1)
-    x = int(np.clip(anchor[0], 0, max(0, intrinsics.width_px - width - 7)))
-    y = int(np.clip(anchor[1] - 2, height + below + 5, intrinsics.height_px - 1))
-    cv2.rectangle(image, (x, y - height - below - 4), (x + width + 6, y), drawing.colour, cv2.FILLED)
-    dark_on_light = sum(drawing.colour) > 380
+    (width, height), below = cv2.getTextSize(label, cv2.FONT_HERSHEY_SIMPLEX, size, 1)
+    x = int(np.clip(anchor_px[0], 0, max(0, image.shape[1] - width - 7)))
+    y = int(np.clip(anchor_px[1] - 2, height + below + 5, image.shape[0] - 1))
+    cv2.rectangle(image, (x, y - height - below - 4), (x + width + 6, y), colour, cv2.FILLED)
+    dark_on_light = sum(colour) > 380
     text: Colour = (20, 20, 20) if dark_on_light else (255, 255, 255)
-    cv2.putText(image, drawing.label, (x + 3, y - below), cv2.FONT_HERSHEY_SIMPLEX, 0.45, text, 1, cv2.LINE_AA)
+    cv2.putText(image, label, (x + 3, y - below), cv2.FONT_HERSHEY_SIMPLEX, size, text, 1, cv2.LINE_AA)
 
 
 def _origin_px(intrinsics: Intrinsics, drawing: Drawing) -> Array | None:

@@ -1,5 +1,7 @@
 """The three ways from crops to poses; each manifest path kind is a row of PATHS.
 
+Between frames a path keeps nothing that changes but its graphs: threads share all the rest (`twin_path`).
+
 A graph that breaks its contract (names, shapes, an index out of range) is refused. One that keeps it and says nonsense
 of a crop (NaN, no rotation, behind the camera, nothing alike) has found nothing there: that crop alone has no pose.
 """
@@ -7,13 +9,21 @@ of a crop (NaN, no rotation, behind the camera, nothing alike) has found nothing
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from copy import copy
 from math import isfinite
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 import numpy.typing as npt
 
-from posekit.runtime.bank import TemplateBank, bank_from_bytes, check_bank_fits, check_bank_fits_matcher
+from posekit.runtime.bank import (
+    TemplateBank,
+    bank_from_bytes,
+    check_bank_fits,
+    check_bank_fits_matcher,
+    check_enough_views,
+)
+from posekit.runtime.blend import blended_view, quaternions_from_rotations
 from posekit.runtime.bundle import Bundle
 from posekit.runtime.crop_batch import CropBatch, check_feedable
 from posekit.runtime.decode import pose_from_template
@@ -27,6 +37,9 @@ from posekit.runtime.records import json_from_record
 from posekit.runtime.session import Session
 from posekit.runtime.solvers import Solution, check_method, solution_or_reason
 from posekit.runtime.tensor import Feed, Shape, check_shapes
+
+if TYPE_CHECKING:
+    from typing_extensions import Self
 
 Found = Hypothesis | Reason  # of one crop
 OpenGraph = Callable[[str], Session]  # name of a graph -> a session of it, on whichever backend and precision
@@ -59,10 +72,15 @@ class _Graph:
     """One graph of a path on its session, whose outputs are checked when it is opened and after every run."""
 
     def __init__(self, name: str, open_graph: OpenGraph, role: Role) -> None:
+        self._name, self._role = name, role
         self._what, self._outputs = f"{role} graph {name!r}", OUTPUTS[role]
         self.session = open_graph(name)
         shapes = {spec.name: spec.shape for spec in self.session.outputs}
         check_shapes(self._what, self._outputs, shapes, EXPORT_AGAIN)
+
+    def opened_by(self, open_graph: OpenGraph) -> Self:
+        """The same graph on another session."""
+        return type(self)(self._name, open_graph, self._role)
 
     def run(self, feed: Feed, batch: int) -> Outputs:
         out = self.session.run(feed)
@@ -138,7 +156,7 @@ class CorrespondencePath:
         with stage("solve"):
             K_crops = [crop.K for crop in batch.crops]
             return [
-                solved(mask, coords, K, batch.preset.size_px, self._solver, stage)
+                solved(mask, coords, K, batch.preset.wh_px, self._solver, stage)
                 for mask, coords, K in zip(out["mask"], out["coords_m"], K_crops, strict=True)
             ]
 
@@ -147,7 +165,7 @@ def solved(
     mask: npt.NDArray[Any],
     coords_m: npt.NDArray[Any],
     K_crop: Array,
-    crop_px: int,
+    crop_wh_px: tuple[int, int],
     solver: SolverEntry,
     stage: Stage = no_stage,
 ) -> Found:
@@ -164,7 +182,7 @@ def solved(
             remedy="Correct the graph's outputs.",
         )
     rows, columns = np.nonzero((mask > solver.mask_threshold) & np.isfinite(mask) & np.isfinite(coords_m).all(axis=2))
-    cell_px = crop_px / np.array([mask.shape[1], mask.shape[0]])
+    cell_px = np.array(crop_wh_px) / np.array([mask.shape[1], mask.shape[0]])
     pixels = (np.stack([columns, rows], axis=1) + 0.5) * cell_px - 0.5
     solution = solution_or_reason(coords_m[rows, columns], pixels, K_crop, solver, stage)
     if not isinstance(solution, Solution):
@@ -184,12 +202,15 @@ class BankPath:
         self._matcher = _Graph(entry.matcher, open_graph, "matcher")
         self.sessions: tuple[Session, ...] = (self._embedder.session, self._matcher.session)
         self._banks: dict[int, TemplateBank] = {}
+        self._quaternions: dict[int, Array] = {}
         self._bound: dict[int, dict[str, npt.NDArray[np.generic]]] = {}
         for object_id, member in entry.banks.items():
             bank = bank_from_bytes(bundle.read(member), f"bank {member}")
             check_bank_fits(bank, int(object_id), sha256, json_from_record(entry.crop), f"bank {member}")
             check_bank_fits_matcher(bank, self._matcher.session.inputs, f"bank {member}")
+            check_enough_views(bank, self._matcher.session.outputs, f"bank {member}")
             self._banks[int(object_id)] = bank
+            self._quaternions[int(object_id)] = quaternions_from_rotations(bank.R)
             self._bound[int(object_id)] = {name: bound_array(array) for name, array in bank.matched.items()}
 
     def poses(
@@ -204,10 +225,10 @@ class BankPath:
                 with stage("retrieve"):
                     out = self._matcher.run({"descriptors": descriptors[mine], **bound}, len(mine))
                 with stage("decode"):
-                    for i, index, score in zip(mine, out["index"][:, 0], out["score"][:, 0], strict=True):
-                        found[i] = _template_pose(
-                            self._banks[object_id], int(index), batch, i, intrinsics, float(score)
-                        )
+                    bank, quaternions = self._banks[object_id], self._quaternions[object_id]
+                    for i, index, scores in zip(mine, out["index"], out["score"], strict=True):
+                        box_xyxy_px = batch.crops[i].box_xyxy_px
+                        found[i] = template_pose(bank, quaternions, index, scores, box_xyxy_px, intrinsics.K)
         return found
 
 
@@ -218,19 +239,26 @@ def bound_array(array: npt.NDArray[np.floating]) -> npt.NDArray[np.float32]:
     return bound
 
 
-def _template_pose(
-    bank: TemplateBank, index: int, batch: CropBatch, i: int, intrinsics: Intrinsics, score: float
+def template_pose(
+    bank: TemplateBank,
+    quaternions: Array,
+    index: npt.NDArray[np.integer],
+    scores: npt.NDArray[np.floating],
+    box_xyxy_px: Array,
+    K: Array,
 ) -> Found:
-    if not (np.isfinite(score) and score > 0):  # nothing alike: whichever view comes first is no answer
+    """The pose that a matcher's candidates (k,), best first, agree on. quaternions: (N, 4) of the bank's views."""
+    best = float(scores[0])
+    if not (np.isfinite(scores).all() and best > 0):  # nothing alike: whichever view comes first is no answer
         return Reason.NOTHING_ALIKE
-    if not 0 <= index < len(bank.R):
+    if not (index.min() >= 0 and index.max() < len(bank.R)):
         raise SpecError(
-            "matcher index", got=index, expected=f"0 to {len(bank.R) - 1}", remedy="Export the matcher again."
+            "matcher index", got=index.tolist(), expected=f"0 to {len(bank.R) - 1}", remedy="Export the matcher again."
         )
-    R = rotation_near(bank.R[index].tolist())
-    assert R is not None  # only rotations are read
-    template = (bank.box_xyxy_px[index], bank.K, bank.t_m[index], bank.centre_m)
-    return Hypothesis(pose_from_template(R, batch.crops[i].box_xyxy_px, intrinsics.K, *template), score)
+    view = blended_view(quaternions[index], bank.box_xyxy_px[index], bank.t_m[index], scores)
+    return Hypothesis(
+        pose_from_template(view.R, box_xyxy_px, K, view.box_xyxy_px, bank.K, view.t_m, bank.centre_m), best
+    )
 
 
 PATHS: dict[PathKind, Callable[[Bundle, PathEntry, OpenGraph], PosePath]] = {
@@ -238,3 +266,11 @@ PATHS: dict[PathKind, Callable[[Bundle, PathEntry, OpenGraph], PosePath]] = {
     "regressor": RegressorPath,
     "correspondence": CorrespondencePath,
 }
+
+
+def twin_path(path: PosePath, open_graph: OpenGraph) -> PosePath:
+    """The same path on sessions of its own, for another thread; what never changes, its banks above all, is shared."""
+    twin = copy(path)
+    graphs = {name: value.opened_by(open_graph) for name, value in vars(path).items() if isinstance(value, _Graph)}
+    vars(twin).update(graphs, sessions=tuple(graph.session for graph in graphs.values()))
+    return twin

@@ -1,4 +1,6 @@
-"""Estimated poses on disk: JSON lines with everything posekit knows, or the CSV that BOP's evaluation takes.
+"""What became of detections, on disk: JSON lines with everything posekit knows, or the CSV that BOP's evaluation takes.
+
+A JSON line is a pose, or a detection without one and the reason; the CSV has poses only.
 
 Every frame's lines are on disk before the next frame starts, under NAME.partial; close() gives the file its name. What
 stops a run, a full disk included, leaves the partial file with whole lines only.
@@ -18,7 +20,7 @@ from typing import Any, TypeVar, final
 
 import numpy as np
 
-from posekit.runtime.detection import PoseEstimate
+from posekit.runtime.detection import PoseEstimate, Reason, Unposed, checked_box
 from posekit.runtime.errors import InputError, OutputError, PosekitError, SourceError
 from posekit.runtime.pose import Array, Pose, nearest_rotation
 from posekit.runtime.sources import Frame
@@ -34,7 +36,8 @@ T = TypeVar("T")
 class PoseRecord:
     """One estimate as written. box_xyxy_px: of the detection, (4,).  time_s: for the whole image, all its objects.
 
-    stages_s: stage -> seconds within that time.  box and time are None where a file does not say.
+    stages_s: stage -> seconds within that time.  alternative: see `detection.Hypothesis`.
+    Box, time and alternative are None where a file does not say.
     """
 
     frame: str
@@ -46,29 +49,44 @@ class PoseRecord:
     box_xyxy_px: Array | None = None
     time_s: float | None = None
     stages_s: Mapping[str, float] = field(default_factory=dict)
+    alternative: Pose | None = None
+
+
+@dataclass(frozen=True, eq=False)
+class UnposedRecord:
+    """One detection without a pose, as written, and why. The rest as in `PoseRecord`."""
+
+    frame: str
+    scene_id: int
+    im_id: int
+    object_id: int
+    reason: Reason
+    box_xyxy_px: Array
+    time_s: float | None = None
+    stages_s: Mapping[str, float] = field(default_factory=dict)
+
+
+Record = PoseRecord | UnposedRecord
 
 
 def records_from(
     frame: Frame,
-    estimates: Sequence[PoseEstimate],
+    outcomes: Sequence[PoseEstimate | Unposed],
     time_s: float | None = None,
     stages_s: Mapping[str, float] | None = None,
-) -> list[PoseRecord]:
-    """The estimates of one frame, ready to be written."""
-    return [
-        PoseRecord(
-            frame=frame.name,
-            scene_id=frame.scene_id,
-            im_id=frame.im_id,
-            object_id=estimate.object_id,
-            score=estimate.score,
-            cam_from_obj=estimate.cam_from_obj,
-            box_xyxy_px=estimate.detection.box_xyxy_px,
-            time_s=time_s,
-            stages_s=dict(stages_s or {}),
-        )
-        for estimate in estimates
-    ]
+) -> list[Record]:
+    """What became of the detections of one frame, ready to be written."""
+    return [_record_from(frame, outcome, time_s, dict(stages_s or {})) for outcome in outcomes]
+
+
+def _record_from(
+    frame: Frame, outcome: PoseEstimate | Unposed, time_s: float | None, stages_s: dict[str, float]
+) -> Record:
+    image = (frame.name, frame.scene_id, frame.im_id, outcome.detection.object_id)
+    box = outcome.detection.box_xyxy_px
+    if isinstance(outcome, Unposed):
+        return UnposedRecord(*image, outcome.reason, box, time_s, stages_s)
+    return PoseRecord(*image, outcome.score, outcome.cam_from_obj, box, time_s, stages_s, outcome.alternative)
 
 
 @final
@@ -113,10 +131,11 @@ class ResultsWriter:
             self._file.close()
             self.partial_path.unlink(missing_ok=True)
 
-    def write(self, records: Sequence[PoseRecord]) -> None:
-        """Append the records of one image, all or none. OutputError if the disk refuses."""
-        self._append("".join(self._line(record) for record in records))
-        self.n_records += len(records)
+    def write(self, records: Sequence[Record]) -> None:
+        """Append what the form takes of the records of one image, all or none. OutputError if the disk refuses."""
+        lines = [line for record in records if (line := self._line(record))]
+        self._append("".join(lines))
+        self.n_records += len(lines)
 
     def close(self) -> None:
         """Make it last and give the file its name. Twice is harmless."""
@@ -144,7 +163,7 @@ class ResultsWriter:
             raise
 
     def _failed(self, error: OSError) -> OutputError:
-        kept = f"{self.n_records} estimates are kept in {self.partial_path}. " if self.n_records else ""
+        kept = f"{self.n_records} results are kept in {self.partial_path}. " if self.n_records else ""
         return OutputError(
             f"results {self.path}",
             got=error.strerror or str(error),
@@ -153,7 +172,7 @@ class ResultsWriter:
         )
 
 
-def read_results(path: Path | str) -> list[PoseRecord]:
+def read_results(path: Path | str) -> list[Record]:
     """Read either form back, a partial file too. SourceError names the line that does not fit."""
     path = Path(path)
     read = _row(path, READERS)
@@ -167,41 +186,49 @@ def read_results(path: Path | str) -> list[PoseRecord]:
 # Forms.
 
 
-def _json_line(record: PoseRecord) -> str:
+def _json_line(record: Record) -> str:
     row: dict[str, Any] = {
         "frame": record.frame,
         "scene_id": record.scene_id,
         "im_id": record.im_id,
         "object_id": record.object_id,
-        "score": record.score,
-        "cam_from_obj": record.cam_from_obj.as_matrix().tolist(),
-        "box_xyxy_px": None if record.box_xyxy_px is None else record.box_xyxy_px.tolist(),
-        "time_s": record.time_s,
-        "stages_s": dict(record.stages_s),
     }
+    if isinstance(record, UnposedRecord):
+        row["reason"] = record.reason.value
+    else:
+        row["score"] = record.score
+        row["cam_from_obj"] = record.cam_from_obj.as_matrix().tolist()
+        row["alternative"] = None if record.alternative is None else record.alternative.as_matrix().tolist()
+    row["box_xyxy_px"] = None if record.box_xyxy_px is None else record.box_xyxy_px.tolist()
+    row |= {"time_s": record.time_s, "stages_s": dict(record.stages_s)}
     return json.dumps(row, allow_nan=False) + "\n"
 
 
-def _csv_line(record: PoseRecord) -> str:
-    """BOP challenge results: R row-major, t in millimetres, both separated by blanks; time in seconds."""
+def _csv_line(record: Record) -> str:
+    """BOP challenge results: R row-major, t in millimetres, both separated by blanks; time in seconds. Poses only."""
+    if isinstance(record, UnposedRecord):
+        return ""
     R = " ".join(repr(float(x)) for x in record.cam_from_obj.R.ravel())
     t_mm = " ".join(repr(float(x)) for x in record.cam_from_obj.t_m * MM_PER_M)
     time_s = UNTIMED if record.time_s is None else record.time_s
     return f"{record.scene_id},{record.im_id},{record.object_id},{record.score!r},{R},{t_mm},{time_s!r}\n"
 
 
-def _records_from_jsonl(path: Path, lines: list[str]) -> list[PoseRecord]:
+def _records_from_jsonl(path: Path, lines: list[str]) -> list[Record]:
     return [_parsed(path, n, _record_from_json, line) for n, line in enumerate(lines, 1)]
 
 
-def _record_from_json(line: str) -> PoseRecord:
+def _record_from_json(line: str) -> Record:
     row = json.loads(line)
+    if "reason" in row:
+        return UnposedRecord(**row | {"reason": Reason(row["reason"]), "box_xyxy_px": checked_box(row["box_xyxy_px"])})
     row["cam_from_obj"] = Pose.from_matrix(row["cam_from_obj"])
+    row["alternative"] = None if row.get("alternative") is None else Pose.from_matrix(row["alternative"])
     row["box_xyxy_px"] = None if row["box_xyxy_px"] is None else np.array(row["box_xyxy_px"], dtype=np.float64)
     return PoseRecord(**row)
 
 
-def _records_from_csv(path: Path, lines: list[str]) -> list[PoseRecord]:
+def _records_from_csv(path: Path, lines: list[str]) -> list[Record]:
     header = ",".join(BOP_COLUMNS)
     return [_parsed(path, n, _record_from_csv, line) for n, line in enumerate(lines, 1) if line != header]
 
@@ -225,7 +252,7 @@ def _finite(value: float) -> float:
     return value
 
 
-def _parsed(path: Path, number: int, parse: Callable[[str], PoseRecord], line: str) -> PoseRecord:
+def _parsed(path: Path, number: int, parse: Callable[[str], Record], line: str) -> Record:
     try:
         return parse(line)
     except (ValueError, KeyError, TypeError, RecursionError, PosekitError, np.linalg.LinAlgError) as error:
@@ -237,11 +264,11 @@ def _parsed(path: Path, number: int, parse: Callable[[str], PoseRecord], line: s
         ) from error
 
 
-FORMS: dict[str, tuple[Callable[[PoseRecord], str], str]] = {
+FORMS: dict[str, tuple[Callable[[Record], str], str]] = {
     ".jsonl": (_json_line, ""),
     ".csv": (_csv_line, ",".join(BOP_COLUMNS) + "\n"),
 }
-READERS: dict[str, Callable[[Path, list[str]], list[PoseRecord]]] = {
+READERS: dict[str, Callable[[Path, list[str]], list[Record]]] = {
     ".jsonl": _records_from_jsonl,
     ".csv": _records_from_csv,
 }

@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Protocol
 
 import numpy as np
 import numpy.typing as npt
 
+from posekit.runtime.errors import BackendError
 from posekit.runtime.tensor import Feed, TensorSpec
 
 
 class Session(Protocol):
-    """The whole contract between the pipeline and a backend."""
+    """The whole contract between the pipeline and a backend. A session is for one thread at a time."""
 
     @property
     def inputs(self) -> tuple[TensorSpec, ...]: ...
@@ -28,6 +30,26 @@ class Session(Protocol):
 
     def close(self) -> None:
         """Give back what the session holds. Twice is harmless."""
+
+
+class SharedSession(Session, Protocol):
+    """A session whose compiled graph others can run at the same time."""
+
+    def twin(self) -> Session:
+        """Another session over the same compiled graph, for another thread; neither closes with the other."""
+
+
+def twin_of(session: Session) -> Session:
+    """The twin of a session that can have one. BackendError where it can not."""
+    twin: Callable[[], Session] | None = getattr(session, "twin", None)
+    if twin is None:
+        raise BackendError(
+            session.backend,
+            got="a session of which there is one only",
+            expected="a SharedSession, with `twin`",
+            remedy="Open another estimator instead of a clone.",
+        )
+    return twin()
 
 
 class ForwardingSession:
@@ -50,6 +72,10 @@ class ForwardingSession:
 
     def run(self, feed: Feed) -> dict[str, npt.NDArray[np.generic]]:
         return self.session.run(feed)
+
+    def twin(self) -> Session:
+        """Of what it stands for: what watches one thread does not watch another."""
+        return twin_of(self.session)
 
     def close(self) -> None:
         self.session.close()

@@ -8,17 +8,22 @@ from __future__ import annotations
 import os
 import re
 import time
+import warnings
 from collections.abc import Generator, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from posekit.runtime.bop import Scene, TrueObject, is_bop, scenes_from_bop
 from posekit.runtime.errors import InputError, SourceError
 from posekit.runtime.image_file import Image, quiet_cv2, read_image, rgb_from_decoded
 from posekit.runtime.intrinsics import Intrinsics
+from posekit.runtime.plausible_camera import CameraWarning, contradiction, oddity
 
 IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff", ".webp", ".ppm")
+BOX_SLACK_PX = 1.0  # by which true boxes overshoot the image's last column or row
 COUNT_SLACK = 2  # containers without an index estimate their count from duration and rate
 
 
@@ -243,9 +248,40 @@ def _bop_frames(path: Path, intrinsics: Intrinsics | None) -> Frames:
 
 
 def _scene_frames(scene: Scene) -> Iterator[Frame]:
+    odd = None
     for im_id, path in scene.images.items():
         image = read_image(path)
-        intrinsics = Intrinsics(scene.K[im_id], image.shape[1], image.shape[0])
-        truth = None if scene.truth is None else scene.truth[im_id]
         name = f"{scene.id:06d}/{im_id:06d}"
+        wh_px = (image.shape[1], image.shape[0])
+        _check_camera(scene, im_id, wh_px, f"frame {name} and its camera")
+        if odd is None:  # said once a scene
+            odd = oddity(scene.K[im_id], scene.whole_wh_px.get(im_id, wh_px)) or ""
+            if odd:
+                warnings.warn(CameraWarning(f"frame {name}: {odd}. Check that its camera is its own."), stacklevel=2)
+        intrinsics = Intrinsics(scene.K[im_id], *wh_px)
+        truth = None if scene.truth is None else scene.truth[im_id]
         yield Frame(image, intrinsics, name, 0, scene_id=scene.id, im_id=im_id, truth=truth)
+
+
+def _check_camera(scene: Scene, im_id: int, wh_px: tuple[int, int], what: str) -> None:
+    """InputError where the image found is not of the size that K or the true boxes are for: BOP's cameras state none."""
+    stated = scene.wh_px.get(im_id, wh_px)
+    seen = () if scene.truth is None else (true.visible_box_xyxy_px for true in scene.truth[im_id])
+    reach = np.max([np.zeros(2), *(box[2:] for box in seen if box is not None)], axis=0)
+    if stated != wh_px:
+        got = f"an image of {wh_px[0]} x {wh_px[1]} px and a K for {stated[0]} x {stated[1]}"
+    elif (reach > np.array(wh_px) + BOX_SLACK_PX).any():
+        got = f"an image of {wh_px[0]} x {wh_px[1]} px and visible objects up to ({reach[0]:g}, {reach[1]:g})"
+    else:
+        size_is_stated = im_id in scene.wh_px
+        problem = contradiction(scene.K[im_id], wh_px, scene.whole_wh_px.get(im_id), size_is_stated=size_is_stated)
+        if problem is None:
+            return
+        got = problem
+    raise InputError(
+        what,
+        got=got,
+        expected="the image that the intrinsics of scene_camera.json are for",
+        remedy="Resized images need K resized with them (fx, cx with the width, fy, cy with the height). Where they are parts "
+        'cut from larger ones, say so in the entries of scene_camera.json: "whole_wh_px": [WIDTH, HEIGHT] of those.',
+    )

@@ -12,13 +12,16 @@ __version__ = "0.1.0"
 
 if TYPE_CHECKING:
     from posekit.runtime.bundle import Bundle as Bundle
+    from posekit.runtime.camera_file import intrinsics_from_file as intrinsics_from_file
+    from posekit.runtime.camera_file import intrinsics_from_json as intrinsics_from_json
     from posekit.runtime.crop import rgb_from_bgr as rgb_from_bgr
     from posekit.runtime.detection import Detection as Detection
     from posekit.runtime.detection import PoseEstimate as PoseEstimate
+    from posekit.runtime.detection import Reason as Reason
+    from posekit.runtime.detection import Unposed as Unposed
     from posekit.runtime.errors import PosekitError as PosekitError
     from posekit.runtime.estimator import PoseEstimator as PoseEstimator
     from posekit.runtime.intrinsics import Intrinsics as Intrinsics
-    from posekit.runtime.intrinsics import intrinsics_from_json as intrinsics_from_json
     from posekit.runtime.pose import Pose as Pose
     from posekit.runtime.profiler import StageProfiler as StageProfiler
     from posekit.runtime.sources import frames_from as frames_from
@@ -32,9 +35,12 @@ _PUBLIC = {
     "PoseEstimate": "detection",
     "PoseEstimator": "estimator",
     "PosekitError": "errors",
+    "Reason": "detection",
     "StageProfiler": "profiler",
+    "Unposed": "detection",
     "frames_from": "sources",
-    "intrinsics_from_json": "intrinsics",
+    "intrinsics_from_file": "camera_file",
+    "intrinsics_from_json": "camera_file",
     "rgb_from_bgr": "crop",
 }
 __all__ = ["__version__", *_PUBLIC]  # noqa: PLE0604

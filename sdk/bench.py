@@ -16,18 +16,16 @@ from posekit.benchmarks.bench.cold_start import Opening
 from posekit.benchmarks.bench.plan import Plan
 from posekit.benchmarks.bench.record import evidence_from
 from posekit.benchmarks.bench.result import RESULT, BenchResult, write_evidence
-from posekit.runtime.boxes import boxes_from
+from posekit.runtime.boxes import TRUE_BOXES, boxes_from
+from posekit.runtime.camera_file import intrinsics_from_file
 from posekit.runtime.errors import InputError, OutputError
-from posekit.runtime.intrinsics import intrinsics_from_json
 from posekit.runtime.manifest import Precision
 from posekit.runtime.sources import frames_from
-
-TRUTH = "gt"
 
 
 @dataclass(frozen=True)
 class BenchRequest:
-    """What `posekit bench` was asked. boxes: "gt", a box file, or None for the bundle's detector.
+    """What `posekit bench` was asked. boxes: a key of TRUE_BOXES, a box file, or None for the bundle's detector.
 
     output: None for a new folder beside the user.  command: exactly as given.
     """
@@ -50,13 +48,13 @@ def run_bench(request: BenchRequest, say: Callable[[str], None]) -> tuple[BenchR
     Raises OutputError for a folder that cannot be written or has another result, and what measuring raises.
     """
     with _new_folder(request) as folder:
-        intrinsics = intrinsics_from_json(request.camera) if request.camera else None
+        intrinsics = intrinsics_from_file(request.camera) if request.camera else None
         subject = Subject(
             Opening(request.bundle, request.path, request.backend, request.precision),
             request.source,
             partial(frames_from, request.source, intrinsics),
             boxes_from(request.boxes) if request.boxes else None,
-            "truth of the data set" if request.boxes == TRUTH else f"file {request.boxes}",
+            f"truth of the data set ({request.boxes})" if request.boxes in TRUE_BOXES else f"file {request.boxes}",
         )
         measured = measure(subject, request.plan, say)
         evidence = evidence_from(measured, subject, request.plan, __version__, request.command)

@@ -10,7 +10,8 @@ removed only with a new number. Absent keys mean: not there, or not known.
   engine-cache, export-tools. Status: ok; absent: not installed, or no GPU for it here; broken: it is there and fails.
 - "can_run": OpenCV and a backend are ok; with a bundle, also that its default path runs.
 - "bundle": "path", "name", "default_path"; "graphs" with "auto" (what backend "auto" takes: "backend", "precision",
-  "member"; absent where nothing loads), "reasons" (a sentence per backend that it looks at, in order), and "loads", one
+  "member"; absent where nothing loads), "reasons" (a sentence per backend that it looks at, in order), "held_back"
+  (precision -> why no backend takes that variant of its own accord; it runs when asked for), and "loads", one
   row per variant and backend: "graph", "precision", "backend", "status", "found", "remedy", "engine". Status: loads; builds: the first run builds its engine; refused: the backend
   works and does not take this graph; absent, broken: as the check of the backend; not-offered: posekit does not run this
   precision there. "engine": "state" cached, to-build or foreign, its "digest" and "path", and how many "others" there
@@ -40,7 +41,7 @@ from posekit.checks import (
     python_check,
     without_gpu,
 )
-from posekit.runtime.backends import AUTO_ORDER, BACKENDS
+from posekit.runtime.backends import AUTO_ORDER, BACKENDS, passed_over_for, variants_offered
 from posekit.runtime.bundle import Bundle
 from posekit.runtime.cuda import PROVIDERS
 from posekit.runtime.cuda.driver import Device
@@ -81,12 +82,16 @@ class Choice:
 
 @dataclass(frozen=True)
 class GraphDiagnosis:
-    """auto: None when nothing loads.  reasons: one sentence per backend that "auto" looks at, the chosen one last."""
+    """auto: None when nothing loads.  reasons: one sentence per backend that "auto" looks at, the chosen one last.
+
+    held_back: precision -> why no backend takes that variant of its own accord.
+    """
 
     role: str
     loads: tuple[Load, ...]
     auto: Choice | None
     reasons: tuple[str, ...]
+    held_back: dict[Precision, str]
 
 
 @dataclass(frozen=True)
@@ -200,6 +205,9 @@ def _bundle(
             member = manifest.graphs[graph].variants[precision]
             engine = _unusable_engine(backend, manifest.files[member].sha256, entries)
             return here("absent", row.found, row.remedy, engine)
+        unfit = BACKENDS[backend].unfit(precision)
+        if unfit is not None:
+            return here("refused", unfit, "Run another precision here, or this one on another backend.")
         one = found.get((backend, graph, precision))
         if one is None:  # broken before or at this variant
             return here("broken", row.found, row.remedy)
@@ -209,7 +217,7 @@ def _bundle(
     for name, entry in manifest.graphs.items():
         loads = tuple(load(name, precision, backend) for precision in entry.variants for backend in BACKENDS)
         auto, reasons = auto_choice(entry, loads)
-        graphs[name] = GraphDiagnosis(entry.role, loads, auto, reasons)
+        graphs[name] = GraphDiagnosis(entry.role, loads, auto, reasons, entry.held_back)
     cropping = checks["opencv"].status == "ok"
 
     def diagnosed(*names: str) -> PathDiagnosis:
@@ -232,12 +240,14 @@ def auto_choice(entry: GraphEntry, loads: Sequence[Load]) -> tuple[Choice | None
     by_place = {(load.backend, load.precision): load for load in loads}
     reasons: list[str] = []
     for backend, precisions in AUTO_ORDER:
-        precision = next((p for p in precisions if p in entry.variants), None)
+        precision = next(iter(variants_offered(entry, precisions)), None)
+        passed_over = passed_over_for(entry, precisions, precision)
         if precision is None:
-            reasons.append(f"{backend}: no variant in {' or '.join(precisions)}.")
+            none = f" no variant in {' or '.join(precisions)}."
+            reasons.append(f"{backend}:{passed_over or none}")
             continue
         load = by_place[backend, precision]
-        reasons.append(f"{backend}: {load.found.rstrip('.')}.")
+        reasons.append(f"{backend}: {load.found.rstrip('.')}.{passed_over}")
         if load.status in ("loads", "builds"):
             return Choice(backend, precision, entry.variants[precision]), tuple(reasons)
     return None, tuple(reasons)

@@ -106,6 +106,9 @@ def _show_bundle(bundle: BundleDiagnosis, checks: Sequence[Check]) -> None:
         [load for load in loads if load.backend in working and load.status in ("builds", "refused", "broken")]
     )
     _show_auto(bundle, status)
+    for name, graph in bundle.graphs.items():
+        for precision, why in graph.held_back.items():
+            _print(_escaped(f"{name} {precision} is held back, it runs only when asked for: {why}"))
     paths = [
         (name + " (default)" * (name == bundle.default_path), "yes" if runs else "no")
         for name, runs in bundle.paths.items()

@@ -15,9 +15,9 @@ from posekit.runtime.records import plain_from
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from posekit.bank_build import BankRequest
+    from posekit.bank_build import BankRequest, BuiltBanks
     from posekit.benchmarks.accuracy import Accuracy, ObjectAccuracy
-    from posekit.export.bank import BuiltBank
+    from posekit.export.bank_ceiling import CeilingFigures
     from posekit.export.engines import CompiledEngine
     from posekit.export.pipeline import ExportReport
     from posekit.export.plan import ExportPlan
@@ -137,8 +137,14 @@ def export_summary(report: ExportReport) -> dict[str, Any]:
         "seconds": report.seconds,
         "steps": {"kept": len(report.found), "made": len(report.made)},
         "graphs": {name: plain_from(graph.parity) for name, graph in report.graphs.items()},
-        "banks": {name: {"views": bank.views, "size_bytes": bank.size} for name, bank in report.banks.items()},
+        "banks": {
+            name: {"views": bank.views, "size_bytes": bank.size, "ceiling": plain_from(bank.ceiling)}
+            for name, bank in report.banks.items()
+        },
+        "rejection": plain_from(report.rejections),
         "int8": {entry.graph: entry.int8.verdict for entry in report.variants if entry.int8},
+        "refused": {entry.graph: entry.refused for entry in report.variants if entry.refused},
+        "held_back": {entry.graph: entry.held_back for entry in report.variants if entry.held_back},
         "verification": plain_from(report.verification),
         "engines": [plain_from(engine) | {"path": str(engine.path)} for engine in report.engines],
     }
@@ -152,10 +158,13 @@ def show_export(report: ExportReport, then: Sequence[str] | None = None) -> None
     ]
     _table("graphs", ("name", "nodes", "MB", "worst relative difference to PyTorch", "run on"), graphs)
     banks = [
-        (name, str(b.views), f"{b.places} x {b.channels}", f"{b.size / BYTES_PER_MB:.1f}")
+        (name, str(b.views), f"{b.places} x {b.channels}", f"{b.size / BYTES_PER_MB:.1f}",
+         *(map(_at_best, (b.ceiling.amodal, b.ceiling.visible)) if b.ceiling else ("-", "-")))
         for name, b in report.banks.items()
-    ]
-    _table("banks", ("name", "views", "descriptor", "MB"), banks)
+    ]  # fmt: skip
+    columns = ("name", "views", "descriptor", "MB", "perfect retrieval would give", "with a part hidden")
+    _table("banks", columns, banks)
+    _show_rejection(report)
     _show_precision(report)
     _show_engines(report.engines)
     _line(f"wrote [bold]{report.path}[/], {report.size / BYTES_PER_MB:.1f} MB in {report.seconds:.1f} s")
@@ -164,6 +173,22 @@ def show_export(report: ExportReport, then: Sequence[str] | None = None) -> None
     boxes = "" if report.manifest.detector else " --boxes BOXES.json"
     tips = [f"posekit inspect {report.path}", f"posekit run {report.path} FRAMES --camera CAM.json{boxes}"]
     _next(tips if then is None else then)
+
+
+def _show_rejection(report: ExportReport) -> None:
+    """The score below which each object's pose is no answer, or why there is none."""
+    rows = [
+        (path, object_id, f"{r.threshold:.3f}", f"{r.false_accept_rate:.1%} of {r.n_negative}",
+         f"{r.false_reject_rate:.1%} of {r.n_positive}", told.of)
+        for path, told in report.rejections.items()
+        for object_id, r in told.thresholds.items()
+    ]  # fmt: skip
+    if rows:
+        columns = ("path", "object", "score below", "lets through others", "refuses its own", "frames")
+        _table("poses refused by their score", columns, rows)
+    for path, told in report.rejections.items():
+        for object_id, why in told.undecided.items():
+            _line(f"{path}, object {object_id}: no score threshold ({why})")
 
 
 def show_plan(plan: ExportPlan, recipe: Path, output: Path, engine: str | None) -> None:
@@ -183,6 +208,8 @@ def _show_precision(report: ExportReport) -> None:
     """What every variant costs and gives, and the sentence on INT8 for each graph."""
     if report.verification is None:
         return
+    from rich.markup import escape
+
     from posekit.export.precision.pareto import COLUMNS, pareto_points, table_rows
 
     _table(
@@ -190,9 +217,8 @@ def _show_precision(report: ExportReport) -> None:
         COLUMNS,
         table_rows(pareto_points(report.variants)),
     )
-    for entry in report.variants:
-        if entry.int8:
-            _line(f"{entry.graph}: {entry.int8.verdict}")
+    for sentence in (sentence for entry in report.variants for sentence in entry.sentences):
+        _line(escape(sentence))
     _show_verdicts(report.verification)
 
 
@@ -206,28 +232,48 @@ def _show_engines(engines: Sequence[CompiledEngine]) -> None:
     _table("engines of TensorRT-RTX, kernels as the graphs say", columns, rows)
 
 
-def bank_summary(request: BankRequest, built: BuiltBank) -> dict[str, Any]:
-    """What a program wants to know of a rebuilt bank."""
-    shape = {"views": built.views, "places": built.places, "channels": built.channels}
-    return {"path": str(request.output), "object_id": request.object_id, **shape, "bank_bytes": built.size}
+def bank_summary(request: BankRequest, built: BuiltBanks) -> dict[str, Any]:
+    """What a program wants to know of banks that were built."""
+    banks = {
+        path: {"views": bank.views, "places": bank.places, "channels": bank.channels, "bank_bytes": bank.size,
+               "ceiling": plain_from(bank.ceiling), "self_check": plain_from(built.checks.get(path))}
+        for path, bank in built.banks.items()
+    }  # fmt: skip
+    return {"path": str(request.output), "object_id": request.object_id, "told": list(built.told), "banks": banks}
 
 
-def show_bank(request: BankRequest, built: BuiltBank) -> None:
-    """Size of the bank, the file, and what to try next."""
-    _line(
-        f"object {request.object_id}: {built.views} views of {built.places} x {built.channels}, {built.size / BYTES_PER_MB:.1f} MB"
-    )
+def show_bank(request: BankRequest, built: BuiltBanks) -> None:
+    """Size of the banks, what their poses can be at best, the file, and what to try next."""
+    for path, bank in built.banks.items():
+        shape = f"{bank.views} views of {bank.places} x {bank.channels}, {bank.size / BYTES_PER_MB:.1f} MB"
+        _line(f"object {request.object_id}, path {path}: {shape}")
+        if bank.ceiling:
+            _line(f"perfect retrieval would give {_at_best(bank.ceiling.amodal)} with boxes of the whole object, "
+                  f"{_at_best(bank.ceiling.visible)} with a part hidden")  # fmt: skip
+        if path in built.checks:
+            check = built.checks[path]
+            _line(
+                f"self-check: {check.found:.0%} of {check.n} unseen views found within 15 deg, p50 {check.rotation_p50_deg:.1f} deg"
+            )
+    for sentence in built.told:
+        _line(sentence)
     _line(f"wrote [bold]{request.output}[/]")
-    _next([f"posekit inspect {request.output}"])
+    if request.output.suffix == ".safetensors":
+        _next([f"posekit run {request.bundle} FRAMES --bank {request.object_id}={request.output}"])
+    else:
+        _next([f"posekit inspect {request.output}"])
+
+
+def _at_best(figures: CeilingFigures) -> str:
+    return f"{figures.recall_add:.0%} ADD 0.1 d (p50 {figures.rotation_p50_deg:.1f} deg, {figures.translation_p50_mm:.0f} mm)"
 
 
 def show_run(request: RunRequest, outcome: RunOutcome) -> None:
     """Counts, what ran where, time per stage, accuracy, files, and what to try next."""
-    missed = outcome.n_detections - outcome.n_estimates
-    _line(
-        f"[bold]{outcome.n_estimates}[/] poses in {outcome.n_frames} frames"
-        + (f", {missed} boxes without a pose" * (missed > 0))
-    )
+    _line(f"[bold]{outcome.n_estimates}[/] poses in {outcome.n_frames} frames")
+    if outcome.reasons:
+        counts = ", ".join(f"{count} {reason}" for reason, count in outcome.reasons.items())
+        _line(f"{outcome.n_detections - outcome.n_estimates} detections without a pose: {counts}")
     if outcome.left_out:
         counts = ", ".join(f"{count} of object {object_id}" for object_id, count in outcome.left_out.items())
         _line(f"left out, because path {outcome.path} does not know them: {counts} boxes")
@@ -272,28 +318,42 @@ def show_verification_json(found: Verification) -> None:
 
 
 def show_verification(found: Verification, request: VerifyRequest) -> None:
-    """The table of variants, every missed gate in a sentence, and the reports."""
+    """The table of variants, every gate that is not held in a sentence, the reports, and what to do next."""
     _show_verdicts(found)
-    if request.reports:
-        _line(f"wrote [bold]{request.reports}[/]")
-    tips = [] if request.reports else [f"posekit verify {request.bundle} {request.source} -o report    keep the report"]
-    _next([*tips, f"posekit run {request.bundle} {request.source} --precision int8    poses of one variant"])
+    for path in request.written:
+        _line(f"wrote [bold]{path}[/]")
+    _next(_after_verification(found, request))
+
+
+def _after_verification(found: Verification, request: VerifyRequest) -> list[str]:
+    again = f"posekit verify {request.bundle}"
+    steps = {
+        "missed": f"posekit lint {request.bundle}    what targets refuse in the files",
+        "undecided": f"{again} MORE_FRAMES    what the undecided gates need stands above",
+        "held": f"posekit bench {request.bundle} {request.source}    what the variants give in time",
+    }
+    return [
+        *([] if request.reports else [f"{again} {request.source} -o report    keep the report"]),
+        steps[found.outcome],
+    ]
 
 
 def _show_verdicts(found: Verification) -> None:
-    from posekit.export.verify.report import BOX_COLUMNS, COLUMNS, box_rows, missed_gates, reading, table_rows
+    from posekit.export.verify.report import WORDS, box_table, pose_table, reading, sentences
 
-    _table("variants against fp32", COLUMNS, table_rows(found))
-    _table("the detector against fp32", BOX_COLUMNS, box_rows(found))
-    for sentence in missed_gates(found):
-        _line(f"[red]missed[/] {sentence}")
-    for sentence in found.skipped:
-        _line(f"not run: {sentence}")
+    _table("variants against fp32", *pose_table(found))
+    _table("the detector against fp32", *box_table(found))
+    colours = {"missed": "[red]missed[/]", "undecided": "[yellow]undecided[/]"}
+    for word, sentence in sentences(found):
+        _line(f"{colours.get(word, word)}: {sentence}")
     _line(reading(found))
+    _line(f"verdict: [bold]{WORDS[found.outcome]}[/]")
 
 
 def show_bundle(manifest: Manifest, where: str) -> None:
     """Objects, graphs, paths, members and provenance of a bundle."""
+    from rich.markup import escape
+
     size = sum(member.size for member in manifest.files.values())
     _line(
         f"[bold]{manifest.name}[/], system {manifest.system}, {size / BYTES_PER_MB:.1f} MB in {len(manifest.files)} members, all verified"
@@ -301,13 +361,22 @@ def show_bundle(manifest: Manifest, where: str) -> None:
     objects = [(str(o.id), o.name, f"{o.diameter_m * 1000:.1f}", _symmetry(o)) for o in manifest.objects]
     _table("objects", ("id", "name", "diameter mm", "symmetry"), objects)
     graphs = [
-        (name, g.role, " ".join(g.variants), "\n".join(map(str, g.inputs)), "\n".join(map(str, g.outputs)))
+        (
+            name,
+            g.role,
+            " ".join(p + " (held back)" * (p in g.held_back) for p in g.variants),
+            "\n".join(map(str, g.inputs)),
+            "\n".join(map(str, g.outputs)),
+        )
         for name, g in manifest.graphs.items()
     ]
     _table("graphs", ("name", "role", "precisions", "inputs", "outputs"), graphs)
+    for name, entry in manifest.graphs.items():
+        for precision, why in entry.held_back.items():
+            _line(escape(f"{name} {precision} is held back, it runs only when asked for: {why}"))
     paths = [
         (name + " (default)" * (name == manifest.default_path), p.kind, p.graph, " ".join(map(str, p.object_ids)),
-         f"{p.crop.rule} {p.crop.size_px} px")
+         f"{p.crop.rule} {p.crop.written_size}")
         for name, p in manifest.paths.items()
     ]  # fmt: skip
     _table("paths", ("name", "kind", "graph", "objects", "crop"), paths)

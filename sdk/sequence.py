@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from itertools import islice
@@ -17,13 +17,13 @@ from posekit.benchmarks.pose_error import scored_object
 from posekit.runtime.atomic import make_folder, write_whole
 from posekit.runtime.boxes import Boxes, boxes_from
 from posekit.runtime.bundle import Bundle
-from posekit.runtime.detection import Detection, PoseEstimate
+from posekit.runtime.camera_file import intrinsics_from_file
+from posekit.runtime.detection import Detection, PoseEstimate, Unposed
 from posekit.runtime.errors import InputError, OutputError, PosekitError
 from posekit.runtime.estimator import PoseEstimator
-from posekit.runtime.intrinsics import intrinsics_from_json
 from posekit.runtime.manifest import Precision
 from posekit.runtime.object_model import object_model
-from posekit.runtime.overlay import PALETTE, TRUTH_COLOUR, Drawing, Outline, draw_poses, outline_from
+from posekit.runtime.overlay import PALETTE, TRUTH_COLOUR, Drawing, MarkedBox, Outline, draw_poses, outline_from
 from posekit.runtime.profiler import StageProfiler
 from posekit.runtime.results import ResultsWriter, records_from
 from posekit.runtime.sources import Frame, frames_from
@@ -35,8 +35,8 @@ Progress = Callable[[int, int | None], None]  # frames done, frames in all
 class RunRequest:
     """What `posekit run` was asked.
 
-    boxes: "gt", a box file, or None for the bundle's detector.   path: None for the bundle's own.
-    precision: of the graphs that have it, None for what the backend prefers.
+    boxes: "gt" or "gt-amodal" for true boxes, a box file, or None for the bundle's detector.   path: None for the bundle's own.
+    precision: of the graphs that have it, None for what the backend prefers.   banks: see `Bundle`.
     """
 
     bundle: Path
@@ -50,19 +50,30 @@ class RunRequest:
     overlays: Path | None = None
     score: bool = False
     max_frames: int | None = None
+    banks: Mapping[int, Path] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, eq=False)
 class FrameResult:
-    """One frame's outcome. left_out: given boxes of objects that the path does not know.   time_s: detection and
-    estimation, wall clock.   stages_s: stage -> seconds of it."""
+    """What became of one frame. outcomes: of every detection of an object that the path knows, in order.
+
+    left_out: given boxes of other objects.   time_s: detection and estimation, wall clock.   stages_s: stage -> seconds
+    of it.
+    """
 
     frame: Frame
-    detections: list[Detection]
+    outcomes: list[PoseEstimate | Unposed]
     left_out: list[Detection]
-    estimates: list[PoseEstimate]
     time_s: float
     stages_s: dict[str, float]
+
+    @property
+    def estimates(self) -> list[PoseEstimate]:
+        return [outcome for outcome in self.outcomes if isinstance(outcome, PoseEstimate)]
+
+    @property
+    def unposed(self) -> list[Unposed]:
+        return [outcome for outcome in self.outcomes if isinstance(outcome, Unposed)]
 
 
 @dataclass(frozen=True)
@@ -84,8 +95,12 @@ class FrameScore:
 
 @dataclass(frozen=True)
 class RunOutcome:
-    """What `posekit run` did. left_out: number of given boxes by object id, of objects that the path does not know.
-    timings: "frame" and each stage.   stopped: by the user, on a source without end."""
+    """What `posekit run` did. n_detections: of objects that the path knows; n_estimates of them have a pose.
+
+    reasons: the others, counted by why they have none (`detection.Reason`), most frequent first.   left_out: number of
+    given boxes by object id, of objects that the path does not know.   timings: "frame" and each stage.
+    stopped: by the user, on a source without end.
+    """
 
     path: str
     backends: tuple[str, ...]
@@ -93,6 +108,7 @@ class RunOutcome:
     n_detections: int
     n_estimates: int
     timings: dict[str, Timing]
+    reasons: dict[str, int] = field(default_factory=dict)
     left_out: dict[str, int] = field(default_factory=dict)
     written: tuple[str, ...] = ()
     accuracy: Accuracy | None = None
@@ -107,13 +123,15 @@ class _Tally:
     n_frames: int = 0
     n_detections: int = 0
     n_estimates: int = 0
+    reasons: Counter[str] = field(default_factory=Counter)
     left_out: Counter[int] = field(default_factory=Counter)
     times_s: dict[str, list[float]] = field(default_factory=dict)
 
     def add(self, result: FrameResult) -> None:
         self.n_frames += 1
-        self.n_detections += len(result.detections)
+        self.n_detections += len(result.outcomes)
         self.n_estimates += len(result.estimates)
+        self.reasons.update(unposed.reason.value for unposed in result.unposed)
         self.left_out.update(detection.object_id for detection in result.left_out)
         for name, seconds in {"frame": result.time_s, **result.stages_s}.items():
             self.times_s.setdefault(name, []).append(seconds)
@@ -125,8 +143,8 @@ Sink = Callable[[FrameResult], None]
 def run_sequence(request: RunRequest, progress: Progress) -> RunOutcome:
     """Do what was asked. Every PosekitError names the frame it met, and where results so far are kept."""
     with ExitStack() as stack:
-        bundle = stack.enter_context(Bundle(request.bundle))
-        intrinsics = intrinsics_from_json(request.camera) if request.camera else None
+        bundle = stack.enter_context(Bundle(request.bundle, request.banks))
+        intrinsics = intrinsics_from_file(request.camera) if request.camera else None
         boxes = boxes_from(request.boxes) if request.boxes else None
         frames = frames_from(request.source, intrinsics)
         stack.callback(frames.close)
@@ -161,12 +179,26 @@ def run_sequence(request: RunRequest, progress: Progress) -> RunOutcome:
             n_detections=tally.n_detections,
             n_estimates=tally.n_estimates,
             timings={name: _timing(times) for name, times in tally.times_s.items()},
+            reasons=dict(tally.reasons.most_common()),
             left_out={str(object_id): count for object_id, count in sorted(tally.left_out.items())},
             written=tuple(str(output) for output in outputs if output),
             accuracy=accuracy_from([s.score for s in scores], names) if request.score else None,
             scores=tuple(scores),
             stopped=stopped,
         )
+
+
+def banks_from(options: Sequence[str]) -> dict[int, Path]:
+    """ "3=cup.safetensors" -> {3: cup.safetensors}. InputError for anything else."""
+    banks = {}
+    for option in options:
+        object_id, _, file = option.partition("=")
+        if not object_id.isdecimal() or not file:
+            raise InputError(
+                "--bank", got=repr(option), expected="ID=FILE, such as 3=cup.safetensors", remedy="Correct it."
+            )
+        banks[int(object_id)] = Path(file)
+    return banks
 
 
 def _drain(results: Iterator[FrameResult], sinks: list[Sink], total: int | None, progress: Progress) -> bool:
@@ -193,13 +225,13 @@ def _frame_result(estimator: PoseEstimator, profiler: StageProfiler, frame: Fram
     try:
         given = estimator.detect(frame.image_rgb_u8, frame.intrinsics) if boxes is None else boxes(frame)
         detections = [d for d in given if d.object_id in estimator.object_ids]
-        estimates = estimator.estimate(frame.image_rgb_u8, frame.intrinsics, detections)
+        outcomes = estimator.outcomes(frame.image_rgb_u8, frame.intrinsics, detections)
     except PosekitError as error:
         raise _with(error, what=f"frame {frame.name}: {error.what}") from error
     time_s = (time.perf_counter_ns() - start_ns) / 1e9
     stages_s = {name: sum(ns) / 1e9 for name, ns in profiler.samples_ns.items()}
     left_out = [d for d in given if d.object_id not in estimator.object_ids]
-    return FrameResult(frame, detections, left_out, estimates, time_s, stages_s)
+    return FrameResult(frame, outcomes, left_out, time_s, stages_s)
 
 
 def _with(error: PosekitError, *, what: str | None = None, remedy: str | None = None) -> PosekitError:
@@ -224,12 +256,12 @@ def _kept(writer: ResultsWriter) -> Iterator[ResultsWriter]:
     except PosekitError as error:
         if not writer.n_records or str(writer.partial_path) in error.remedy:
             raise
-        kept = f"{writer.n_records} estimates so far are kept in {writer.partial_path}."
+        kept = f"{writer.n_records} results so far are kept in {writer.partial_path}."
         raise _with(error, remedy=f"{error.remedy} {kept}") from error
 
 
 def _results_sink(writer: ResultsWriter) -> Sink:
-    return lambda r: writer.write(records_from(r.frame, r.estimates, r.time_s, r.stages_s))
+    return lambda r: writer.write(records_from(r.frame, r.outcomes, r.time_s, r.stages_s))
 
 
 def _score_sink(bundle: Bundle, estimator: PoseEstimator, scores: list[FrameScore]) -> Sink:
@@ -243,7 +275,7 @@ def _score_sink(bundle: Bundle, estimator: PoseEstimator, scores: list[FrameScor
                 expected="a BOP data set with scene_gt.json",
                 remedy="Leave --gt out.",
             )
-        found = image_scores(result.frame.truth, result.estimates, objects, result.frame.intrinsics)
+        found = image_scores(result.frame.truth, result.outcomes, objects, result.frame.intrinsics)
         scores.extend(FrameScore(result.frame.name, score) for score in found)
 
     return score
@@ -269,7 +301,11 @@ def _overlay_sink(bundle: Bundle, folder: Path) -> Sink:
         import cv2
 
         drawings = _truth_drawings(result.frame, outlines) + _drawings(result.estimates, outlines, names)
-        image = draw_poses(result.frame.image_rgb_u8, result.frame.intrinsics, drawings)
+        marked = [
+            MarkedBox(u.detection.box_xyxy_px, f"{names[u.detection.object_id]} {u.reason.value}")
+            for u in result.unposed
+        ]
+        image = draw_poses(result.frame.image_rgb_u8, result.frame.intrinsics, drawings, marked)
         bgr = cv2.cvtColor(image, cv2.COLOR_RGB2BGR)
         _, encoded = cv2.imencode(".png", bgr)
         write_whole(folder / f"{overlay_stem(result.frame.name)}.png", encoded.tobytes())

@@ -133,7 +133,7 @@ def variants_for(backend: str, manifest: Manifest) -> list[tuple[str, Precision,
         (graph, precision, entry.variants[precision])
         for graph, entry in manifest.graphs.items()
         for precision in BACKENDS[backend].precisions
-        if precision in entry.variants
+        if precision in entry.variants and BACKENDS[backend].unfit(precision) is None
     ]
 
 

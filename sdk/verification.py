@@ -6,14 +6,14 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
 
-from posekit.export.verify.gates import Gates
+from posekit.export.verify.gates import MIN_FRAMES, MIN_JUDGED, Gates
 from posekit.export.verify.report import json_from_verification, markdown_from_verification, write_reports
-from posekit.export.verify.samples import samples_from
+from posekit.export.verify.samples import Sample, frames_of, samples_from
 from posekit.export.verify.verify import Verification, verify_bundle
 from posekit.runtime.boxes import boxes_from
 from posekit.runtime.bundle import Bundle
-from posekit.runtime.errors import InputError
-from posekit.runtime.intrinsics import intrinsics_from_json
+from posekit.runtime.camera_file import intrinsics_from_file
+from posekit.runtime.errors import CalibrationError, InputError
 
 JSON_REPORT, MARKDOWN_REPORT = "verification.json", "verification.md"
 
@@ -31,19 +31,38 @@ class VerifyRequest:
     gates: tuple[str, ...] = ()
     reports: Path | None = None
 
+    @property
+    def written(self) -> tuple[Path, ...]:
+        """Files of the report."""
+        return (self.reports / JSON_REPORT, self.reports / MARKDOWN_REPORT) if self.reports else ()
+
 
 def run_verification(request: VerifyRequest, progress: Callable[[str, int, int], None]) -> Verification:
-    """Verify and write the reports. Raises InputError for a gate that is none, and what reading and running raise."""
+    """Verify and write the reports. Raises InputError for a gate that is none, CalibrationError for too
+    few boxes to judge on, and what reading and running raise."""
     gates = gates_from(request.gates)
-    intrinsics = intrinsics_from_json(request.camera) if request.camera else None
+    intrinsics = intrinsics_from_file(request.camera) if request.camera else None
     with Bundle(request.bundle) as bundle:
         ids = {entry.id for entry in bundle.manifest.objects}
         samples = samples_from(request.source, boxes_from(request.boxes), intrinsics, ids, request.max_crops)
+        check_evidence(samples, request.source)
         found = verify_bundle(bundle, samples, gates, progress, request.backends or None)
     if request.reports:
         texts = {JSON_REPORT: json_from_verification(found), MARKDOWN_REPORT: markdown_from_verification(found)}
         write_reports(request.reports, {name: text.encode() for name, text in texts.items()})
     return found
+
+
+def check_evidence(samples: Sequence[Sample], source: str) -> None:
+    """CalibrationError, before anything runs, for a recording that leaves every gate undecided."""
+    frames = len(frames_of(samples))
+    if len(samples) < MIN_JUDGED or frames < MIN_FRAMES:
+        raise CalibrationError(
+            f"verification on {source}",
+            got=f"{len(samples)} boxes of the bundle's objects in {frames} frames",
+            expected=f"at least {MIN_JUDGED} whose poses stand firm, in {MIN_FRAMES} frames; twice as many are good",
+            remedy="Give more frames, or boxes of these objects; `posekit demo --variants` writes such a recording.",
+        )
 
 
 def gates_from(settings: Sequence[str]) -> Gates:

@@ -11,8 +11,9 @@ import posekit
 
 ROOT = Path(__file__).resolve().parents[1]
 PUBLIC = {
-    "Bundle", "Detection", "Intrinsics", "Pose", "PoseEstimate", "PoseEstimator", "PosekitError", "StageProfiler",
-    "frames_from", "intrinsics_from_json", "rgb_from_bgr",
+    "Bundle", "Detection", "Intrinsics", "Pose", "PoseEstimate", "PoseEstimator", "PosekitError", "Reason",
+    "StageProfiler", "Unposed", "frames_from", "intrinsics_from_file", "intrinsics_from_json",
+    "rgb_from_bgr",
 }  # fmt: skip
 
 

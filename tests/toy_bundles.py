@@ -237,7 +237,13 @@ def write_toy_bundle(
         "matcher.onnx": matcher,
         "maps.onnx": maps,
         "box.safetensors": bytes(
-            save({"vertices_m": np.zeros((3, 3), np.float32), "faces": np.array([[0, 1, 2]], np.int32)})
+            save(
+                {
+                    "points_m": np.zeros((3, 3), np.float32),
+                    "vertices_m": np.zeros((3, 3), np.float32),
+                    "faces": np.array([[0, 1, 2]], np.int32),
+                }
+            )
         ),
         "one.bank": bank or bank_bytes(sha256),
         "two.bank": bank_bytes(sha256, object_id=2),

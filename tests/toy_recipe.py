@@ -50,6 +50,8 @@ crop = {rule = "square", size_px = 32}
 variants = ["fp16", "int8"]
 [calibration]
 source = "recording"
+[gates]
+add_recall_min = 0  # it knows nothing of the truth
 """
 
 

@@ -22,7 +22,7 @@ from posekit.benchmarks.bench.watch import Watch, watching
 from posekit.benchmarks.pose_error import scored_object
 from posekit.runtime.boxes import Boxes, detections_from_truth
 from posekit.runtime.bundle import Bundle
-from posekit.runtime.detection import Detection, PoseEstimate
+from posekit.runtime.detection import PoseEstimate, Unposed
 from posekit.runtime.errors import PosekitError
 from posekit.runtime.estimator import Around, PoseEstimator, path_named
 from posekit.runtime.profiler import Stage
@@ -119,14 +119,12 @@ def measure(subject: Subject, plan: Plan, say: Say) -> Measured:
 
 @dataclass(eq=False)
 class _Seen:
-    """Of every frame, by its index: how many boxes its first pass had, and the poses."""
+    """What became of the boxes of every frame in its first pass, by the frame's index."""
 
-    boxes: dict[int, int] = field(default_factory=dict)
-    poses: dict[int, list[PoseEstimate]] = field(default_factory=dict)
+    outcomes: dict[int, list[PoseEstimate | Unposed]] = field(default_factory=dict)
 
-    def __call__(self, frame: Frame, boxes: Sequence[Detection], poses: list[PoseEstimate]) -> None:
-        if frame.index not in self.boxes:
-            self.boxes[frame.index], self.poses[frame.index] = len(boxes), poses
+    def __call__(self, frame: Frame, outcomes: list[PoseEstimate | Unposed]) -> None:
+        self.outcomes.setdefault(frame.index, outcomes)
 
 
 @dataclass(frozen=True, eq=False)
@@ -173,7 +171,7 @@ class _Floor:
 
     def _with_boxes(self) -> HeldFrames:
         rows = zip(self.frames.frames, self.frames.capture_ns, strict=True)
-        kept = [row for row in rows if self.seen.boxes.get(row[0].index)]
+        kept = [row for row in rows if self.seen.outcomes.get(row[0].index)]
         return HeldFrames(tuple(frame for frame, _ in kept), tuple(ns for _, ns in kept))
 
 
@@ -205,8 +203,8 @@ def _uses_gpu(estimator: PoseEstimator) -> bool:
 
 
 def _scores(bundle: Bundle, known: Sequence[int], frames: HeldFrames, seen: _Seen) -> Iterator[TruthScore]:
-    """Of the first poses of every frame whose truth is known."""
-    true = [(frame, frame.truth) for frame in frames.frames if frame.truth is not None and frame.index in seen.poses]
+    """Of the first pass of every frame whose truth is known."""
+    true = [(frame, frame.truth) for frame in frames.frames if frame.truth is not None and frame.index in seen.outcomes]
     objects = {e.id: scored_object(bundle, e) for e in bundle.manifest.objects if true and e.id in known}
     for frame, truth in true:
-        yield from image_scores(truth, seen.poses[frame.index], objects, frame.intrinsics)
+        yield from image_scores(truth, seen.outcomes[frame.index], objects, frame.intrinsics)

@@ -55,6 +55,7 @@ def cold_start(
             image_rgb_u8=frame.image_rgb_u8,
             K=camera.K,
             distortion=np.array(camera.distortion),
+            model=camera.model,
             object_ids=np.array([box.object_id for box in boxes or ()], np.int64),
             scores=np.array([box.score for box in boxes or ()]),
             boxes_xyxy_px=np.array([box.box_xyxy_px for box in boxes or ()]).reshape(-1, 4),

@@ -75,7 +75,7 @@ def _frame(frame_file: str) -> tuple[Any, Any, Any]:
     with np.load(frame_file, allow_pickle=False) as arrays:
         image_rgb_u8 = arrays["image_rgb_u8"]
         height, width = image_rgb_u8.shape[:2]
-        intrinsics = Intrinsics(arrays["K"], width, height, tuple(arrays["distortion"].tolist()))
+        intrinsics = Intrinsics(arrays["K"], width, height, tuple(arrays["distortion"].tolist()), str(arrays["model"]))
         rows = zip(arrays["object_ids"], arrays["scores"], arrays["boxes_xyxy_px"], strict=True)
         return image_rgb_u8, intrinsics, [Detection(int(i), float(score), box) for i, score, box in rows]
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from dataclasses import dataclass
 from itertools import cycle, islice
@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, Protocol, cast
 
 from posekit.benchmarks.bench.statistics import NS_PER_MS
 from posekit.runtime.boxes import Boxes
-from posekit.runtime.detection import Detection, PoseEstimate
+from posekit.runtime.detection import PoseEstimate, Reason, Unposed
 from posekit.runtime.errors import BackendError
 from posekit.runtime.profiler import NETWORK_STAGES, Stage, StageProfiler
 from posekit.runtime.session import ForwardingSession, Session
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from posekit.runtime.tensor import Feed
 
 CAPTURE, WAIT = "capture", "wait"  # before the frame's pixels are in memory; while they lie there
-Seen = Callable[[Frame, Sequence[Detection], list[PoseEstimate]], None]
+Seen = Callable[[Frame, list[PoseEstimate | Unposed]], None]
 
 
 @dataclass(frozen=True, eq=False)
@@ -34,6 +34,7 @@ class Passed:
 
     host_ns: disjoint parts of the total, by the host's clock; `capture` alone comes before it.  device_ns: by the
     device's events, "GRAPH h2d", "GRAPH gpu" and "GRAPH d2h".  objects: boxes that went through the pose path.
+    unposed: why those have no pose that have none.
     """
 
     start_ns: int
@@ -41,6 +42,7 @@ class Passed:
     host_ns: dict[str, int]
     device_ns: dict[str, int]
     objects: int
+    unposed: tuple[Reason, ...] = ()
 
 
 OpenEstimator = Callable[[Stage, "Around"], "PoseEstimator"]
@@ -50,7 +52,7 @@ class Lane:
     """One estimator. Not for several threads at once: threads have a lane each.
 
     boxes: None for the bundle's detector.   network: held while a network runs, by whichever lane runs one; what it is
-    waited for is in the total and in no stage.   seen: gets boxes and poses of each frame, after its time was taken.
+    waited for is in the total and in no stage.   seen: gets what became of each frame's boxes, after its time was taken.
     """
 
     def __init__(
@@ -84,15 +86,16 @@ class Lane:
         boxes = self.estimator.detect(frame.image_rgb_u8, frame.intrinsics) if given is None else given
         if objects is not None:
             boxes = list(islice(cycle(boxes), objects))
-        estimates = self.estimator.estimate(frame.image_rgb_u8, frame.intrinsics, boxes)
+        outcomes = self.estimator.outcomes(frame.image_rgb_u8, frame.intrinsics, boxes)
         end_ns = time.perf_counter_ns()
         host_ns = {name: sum(ns) for name, ns in self._profiler.samples_ns.items()}
         if arrived_ns is not None:
             host_ns[WAIT] = start_ns - arrived_ns
             start_ns = arrived_ns
         if self._seen:
-            self._seen(frame, boxes, estimates)
-        return Passed(start_ns, end_ns - start_ns, host_ns, self._events.taken(), len(boxes))
+            self._seen(frame, outcomes)
+        unposed = tuple(outcome.reason for outcome in outcomes if isinstance(outcome, Unposed))
+        return Passed(start_ns, end_ns - start_ns, host_ns, self._events.taken(), len(boxes), unposed)
 
     @contextmanager
     def _in_turn(self, name: str) -> Iterator[None]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from array import array
+from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
 from itertools import count
@@ -40,7 +41,7 @@ class Extent:
 class Kept:
     """All passes of a mode, compactly: a soak must not grow by what it records. host, device: stage -> nanoseconds.
 
-    problem: why it ended before its time, or None.
+    objects: boxes.  reasons: how many of them have no pose, by why.  problem: why it ended before its time, or None.
     """
 
     start_ns: array[int] = field(default_factory=lambda: array("q"))
@@ -48,16 +49,22 @@ class Kept:
     host_ns: dict[str, array[int]] = field(default_factory=dict)
     device_ns: dict[str, array[int]] = field(default_factory=dict)
     objects: int = 0
+    reasons: Counter[str] = field(default_factory=Counter)
     seconds: float = 0.0
     problem: str | None = None
 
     def __len__(self) -> int:
         return len(self.total_ns)
 
+    @property
+    def poses(self) -> int:
+        return self.objects - self.reasons.total()
+
     def add(self, passed: Passed) -> None:
         self.start_ns.append(passed.start_ns)
         self.total_ns.append(passed.total_ns)
         self.objects += passed.objects
+        self.reasons.update(reason.value for reason in passed.unposed)
         for kept, found in ((self.host_ns, passed.host_ns), (self.device_ns, passed.device_ns)):
             for name, duration_ns in found.items():
                 kept.setdefault(name, array("q")).append(duration_ns)

@@ -91,7 +91,7 @@ def _stages(one: Done, frames: HeldFrames) -> dict[str, tuple[Clock, tuple[int, 
 
 def _run(one: Done, measured: Measured, stages: dict[str, tuple[Clock, tuple[int, ...]]]) -> Run:
     kept = one.kept
-    energy = measured.watch.energy(one.mode.name, kept.objects) if kept.objects else None
+    energy = measured.watch.energy(one.mode.name, kept.poses) if kept.poses else None
     return Run(
         mode=one.mode.name,
         settings=one.mode.settings,
@@ -104,6 +104,7 @@ def _run(one: Done, measured: Measured, stages: dict[str, tuple[Clock, tuple[int
         drift=one.drift,
         energy_j_per_pose=energy.j_per_pose if energy else None,
         energy_above_idle_j_per_pose=energy.above_idle_j_per_pose if energy else None,
+        reasons=dict(kept.reasons.most_common()),
     )
 
 
@@ -115,6 +116,10 @@ def _without_boxes(done: list[Done]) -> Iterator[str]:
 
 def _notes(measured: Measured, plan: Plan) -> Iterator[str]:
     yield f"Host clock: {measured.clock.name}, steps of {measured.clock.step_ns} ns."
+    for one in measured.done:
+        if reasons := one.kept.reasons:
+            counts = ", ".join(f"{count} {reason}" for reason, count in reasons.most_common())
+            yield f"{one.mode.name}: {reasons.total()} of {one.kept.objects} boxes ended without a pose: {counts}."
     most = max((len(one.kept) for one in measured.done), default=0)
     if most > len(measured.frames):
         times = -(-most // len(measured.frames))

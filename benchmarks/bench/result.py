@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal, TypeVar
 
@@ -93,7 +93,8 @@ class Drift:
 
 @dataclass(frozen=True)
 class Run:
-    """One mode. settings: what was asked, by name.  objects: boxes that were turned into poses, mean per frame.
+    """One mode. settings: what was asked, by name.  objects: boxes that went through the pose path, mean per frame.
+    reasons: how many boxes of all frames have no pose, by why.
 
     throughput_hz: frames per second of wall clock, pauses of a paced run included.
     energy_j_per_pose: where power is readable, idle included and subtracted.
@@ -110,6 +111,7 @@ class Run:
     drift: Drift | None = None
     energy_j_per_pose: float | None = None
     energy_above_idle_j_per_pose: float | None = None
+    reasons: dict[str, int] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)

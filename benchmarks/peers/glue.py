@@ -93,7 +93,7 @@ def crops_of(
     objects: Mapping[int, ObjectEntry],
 ) -> Cut:
     """A square about each box, warped to the network's size, and the geometry beside it."""
-    size, wh = path.crop.size_px, image_rgb_u8.shape[1::-1]
+    size, wh = path.crop.side_px, image_rgb_u8.shape[1::-1]
     pixels, warps = [], []
     for _, (x0, y0, x1, y1) in boxes:
         side = path.crop.pad * max(x1 - x0, y1 - y0)

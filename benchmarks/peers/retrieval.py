@@ -25,15 +25,15 @@ from scipy.spatial.transform import Rotation
 
 from posekit.benchmarks.peers.contest import Contender, Contest
 from posekit.export.bank_search import matched_arrays
-from posekit.export.networks.matcher import BEST, FlatMatcher, matcher_graph
+from posekit.export.networks.matcher import FlatMatcher, matcher_graph
 from posekit.export.onnx_from_network import onnx_from_network
 from posekit.runtime.backends import BACKENDS
-from posekit.runtime.bank import SHORTLIST, Search
+from posekit.runtime.bank import CANDIDATES, SHORTLIST, Search
 from posekit.runtime.manifest import GraphEntry
 from posekit.runtime.paths import bound_array
 
 Array32 = npt.NDArray[np.float32]
-Found = tuple[npt.NDArray[np.int64], Array32]  # index and score of the best views, (B, BEST), best first
+Found = tuple[npt.NDArray[np.int64], Array32]  # index and score of the best views, (B, CANDIDATES), best first
 
 NOISE = 0.3  # of a query, of what it shows
 TURN_DEG = 3.0
@@ -147,7 +147,7 @@ def _scores(views: Views, part: slice | npt.NDArray[np.int64], dtype: Any) -> np
 
 def best_of(scores: npt.NDArray[Any]) -> Found:
     """(B, N) -> the best, best first."""
-    some = np.argpartition(-scores, BEST, axis=1)[:, :BEST]
+    some = np.argpartition(-scores, CANDIDATES, axis=1)[:, :CANDIDATES]
     order = np.take_along_axis(some, np.argsort(-np.take_along_axis(scores, some, 1), axis=1, kind="stable"), 1)
     return order.astype(np.int64), np.take_along_axis(scores, order, 1).astype(np.float32)
 
@@ -189,7 +189,7 @@ def retrieval(size: Size, threads: int) -> Iterator[Contest[Found]]:
         cut = f", cosines up to {size.threshold} dropped" if size.threshold is not None else ""
         yield Contest(
             name=size.name,
-            work=f"{size.views} views, {kind} of {size.channels} channels{cut}; {size.queries} at once; best {BEST}",
+            work=f"{size.views} views, {kind} of {size.channels} channels{cut}; {size.queries} at once; best {CANDIDATES}",
             units=size.queries,
             unit="query",
             expected=exact(views),
@@ -244,7 +244,7 @@ def _torch(views: Views) -> list[Contender[Found]]:
     feeds = [torch.from_numpy(np.array(array)) for array in (views.queries, views.templates, views.weights)]
 
     def flat() -> Found:
-        score, index = (query_rows @ rows.T).topk(BEST, dim=1)
+        score, index = (query_rows @ rows.T).topk(CANDIDATES, dim=1)
         return index.numpy(), score.numpy()
 
     def thresholded() -> Found:
@@ -278,7 +278,7 @@ def _faiss(views: Views, threads: int) -> list[Contender[Found]]:
 
 def _searched(views: Views, index: Any) -> Callable[[], Found]:
     def run() -> Found:
-        score, found = index.search(views.query_rows, BEST)
+        score, found = index.search(views.query_rows, CANDIDATES)
         return found, score
 
     return run

@@ -155,7 +155,9 @@ def requested(arguments: Sequence[str] | None = None) -> Request | Path:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("bundle", type=Path, nargs="?")
     parser.add_argument("frames", nargs="?")
-    parser.add_argument("--boxes", help='"gt" or a file, as for `posekit run`; default: the bundle\'s detector')
+    parser.add_argument(
+        "--boxes", help='"gt", "gt-amodal" or a file, as for `posekit run`; default: the bundle\'s detector'
+    )
     parser.add_argument("--marks", type=int, nargs="+", default=MARKS, metavar="N", help="frames to look at, ascending")
     parser.add_argument("-o", "--out", type=Path)
     parser.add_argument("--table", type=Path, metavar="RESULT", help="print the Markdown of a result and stop")

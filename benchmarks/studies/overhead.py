@@ -209,7 +209,7 @@ class _Floor:
         self, manifest: Manifest, path: str, frame: Frame, boxes: Sequence[Detection], detects: bool, ran: Sequence[Ran]
     ) -> None:
         """ran: what the frame's networks were fed, the detector's first if there is one."""
-        self._image, self._size_px = frame.image_rgb_u8, manifest.paths[path].crop.size_px
+        self._image, self._wh_px = frame.image_rgb_u8, manifest.paths[path].crop.wh_px
         self._crops = [crop(self._image, box.box_xyxy_px, frame.intrinsics, manifest.paths[path].crop) for box in boxes]
         self._letterbox = _letterbox_inner(manifest, self._image) if detects else None
         self._detector, self._others = ran[: int(detects)], ran[int(detects) :]
@@ -230,9 +230,8 @@ class _Floor:
     def _warp(self) -> None:
         import cv2
 
-        size = self._size_px, self._size_px
         for one in self._crops:
-            cv2.warpAffine(self._image, one.warp, size, dst=one.pixels, flags=cv2.INTER_LINEAR)
+            cv2.warpAffine(self._image, one.warp, self._wh_px, dst=one.pixels, flags=cv2.INTER_LINEAR)
 
 
 def _run(ran: Sequence[Ran]) -> None:

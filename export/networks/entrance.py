@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -19,15 +20,33 @@ class Entrance(nn.Module):
 
     gain: Tensor
     offset: Tensor
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+    bgr: bool
 
     def __init__(
         self, mean: Sequence[float] = IMAGENET_MEAN, std: Sequence[float] = IMAGENET_STD, bgr: bool = False
     ) -> None:
         super().__init__()
-        self.bgr = bgr
         # Not in the state dict: they belong to the graph contract, not to the checkpoint.
-        self.register_buffer("gain", 1.0 / (255.0 * torch.tensor(std).view(1, 3, 1, 1)), persistent=False)
-        self.register_buffer("offset", -(torch.tensor(mean) / torch.tensor(std)).view(1, 3, 1, 1), persistent=False)
+        self.register_buffer("gain", torch.empty(1, 3, 1, 1), persistent=False)
+        self.register_buffer("offset", torch.empty(1, 3, 1, 1), persistent=False)
+        self.state(mean, std, bgr)
+
+    def state(
+        self, mean: Sequence[float] | None = None, std: Sequence[float] | None = None, bgr: bool | None = None
+    ) -> None:
+        """Take these numbers; what is None stays as it was."""
+        self.mean = self.mean if mean is None else tuple(mean)
+        self.std = self.std if std is None else tuple(std)
+        self.bgr = self.bgr if bgr is None else bgr
+        std_, mean_ = (torch.tensor(numbers).view(1, 3, 1, 1) for numbers in (self.std, self.mean))
+        self.gain, self.offset = 1.0 / (255.0 * std_), -(mean_ / std_)
+
+    @property
+    def stated(self) -> dict[str, Any]:
+        """The arguments that it was made of."""
+        return {"mean": self.mean, "std": self.std, "bgr": self.bgr}
 
     def forward(self, crops: Tensor) -> Tensor:
         # Cast first: TensorRT takes uint8 inputs into a Cast and into nothing else.

@@ -1,5 +1,10 @@
 """The pose algebra of posekit.runtime.pose and posekit.runtime.decode in torch: batched, differentiable, exportable.
 
+What a network's heads say becomes R, t here, also at the end of a network of the user's own (posekit.export.networks.own):
+a rotation from `rotation_from_6d` or `rotation_from_quaternion`, through `ego_from_allo` where the head was trained on what
+the crop shows; a translation from `translation_from_site`, `translation_from_centre` or `translation_from_log_depth`.
+Frames and units: cam_from_obj in OpenCV's camera frame, metres; pixels of the full image, centres at integers.
+
 Half-precision arguments are promoted: geometry is float32 in every graph. No branches, no inverses, no trigonometry.
 """
 
@@ -24,6 +29,23 @@ def rotation_from_6d(r6: Tensor) -> Tensor:
     c1 = unit(r[:, :3])
     c3 = unit(_cross(c1, r[:, 3:]))
     return torch.stack([c1, _cross(c3, c1), c3], dim=2)
+
+
+def rotation_from_quaternion(q: Tensor, scalar_last: bool = False) -> Tensor:
+    """Quaternions of any length, (B, 4) -> (B, 3, 3). Order w, x, y, z, or x, y, z, w with `scalar_last`.
+
+    Hamilton's convention: q and -q are one rotation, and R v is q v q*. The zero quaternion becomes a matrix of zeros,
+    which is no rotation and is not taken for one.
+    """
+    u = unit(_promoted(q))
+    w, x, y, z = (u[:, i] for i in ((3, 0, 1, 2) if scalar_last else (0, 1, 2, 3)))
+    ww, xx, yy, zz = w * w, x * x, y * y, z * z
+    rows = [
+        torch.stack([ww + xx - yy - zz, 2 * (x * y - w * z), 2 * (x * z + w * y)], dim=1),
+        torch.stack([2 * (x * y + w * z), ww - xx + yy - zz, 2 * (y * z - w * x)], dim=1),
+        torch.stack([2 * (x * z - w * y), 2 * (y * z + w * x), ww - xx - yy + zz], dim=1),
+    ]
+    return torch.stack(rows, dim=1)
 
 
 def rotation_about_ray(t: Tensor) -> Tensor:
@@ -59,12 +81,39 @@ def translation_from_site(
     """
     site = _promoted(site)
     centre, size = _centre_and_size(box)
-    o = site[:, :2] * size + centre
+    return translation_from_centre(site[:, :2] * size + centre, site[:, 2:] * _zoom(warp, crop_size_px, grid_px), K)
+
+
+def translation_from_centre(centre_px: Tensor, z: Tensor, K: Tensor) -> Tensor:
+    """Where the object's origin is seen, (B, 2) pixels of the full image, and its depth, (B, 1) metres -> t (B, 3), metres.
+
+    Of a centre in pixels of the crop: `image_from_crop` first.
+    """
+    o, z = _promoted(centre_px), _promoted(z)
     fx, skew, cx, fy, cy = _columns(K)
     y = (o[:, 1:] - cy) / fy
     x = (o[:, :1] - cx - skew * y) / fx
-    z = site[:, 2:] * _zoom(warp, crop_size_px, grid_px)
     return torch.cat([x * z, y * z, z], dim=1)
+
+
+def image_from_crop(pixels: Tensor, warp: Tensor) -> Tensor:
+    """Pixels of the crop, (B, 2) -> of the full image. warp: (B, 2, 3) crop_from_image, without rotation."""
+    flat = _promoted(warp).flatten(1)
+    return (_promoted(pixels) - torch.cat([flat[:, 2:3], flat[:, 5:6]], dim=1)) / flat[:, :1]
+
+
+def translation_from_log_depth(
+    centre_px: Tensor, log_depth: Tensor, K: Tensor, warp: Tensor | None = None, focal_px: float = 1.0
+) -> Tensor:
+    """As `translation_from_centre`, of the logarithm of a depth, (B, 1): z = exp(log_depth) metres.
+
+    warp: the depth is that of an object which looks as large as the crop shows it, through a camera of `focal_px`:
+    z = exp(log_depth) * fx * warp's scale / focal_px. So one number serves every distance and every camera.
+    """
+    z = torch.exp(_promoted(log_depth))
+    if warp is not None:
+        z = z * (_columns(K)[0] * _promoted(warp).flatten(1)[:, :1] / focal_px)
+    return translation_from_centre(centre_px, z, K)
 
 
 def site_from_translation(

@@ -12,10 +12,8 @@ from collections.abc import Callable
 from torch import Tensor, nn
 
 from posekit.export.systems import GraphSource
-from posekit.runtime.bank import SHORTLIST, Search, sketch_channels
+from posekit.runtime.bank import CANDIDATES, SHORTLIST, Search, sketch_channels
 from posekit.runtime.tensor import TensorSpec
-
-BEST = 5  # candidates per crop; banks hold at least as many views
 
 
 class FlatMatcher(nn.Module):
@@ -25,7 +23,7 @@ class FlatMatcher(nn.Module):
     -> index (B, k) int64, score (B, k) float32, best first.
     """
 
-    def __init__(self, threshold: float | None, k: int = BEST) -> None:
+    def __init__(self, threshold: float | None, k: int = CANDIDATES) -> None:
         super().__init__()
         self.threshold, self.k = threshold, k
 
@@ -47,7 +45,7 @@ class CoarseMatcher(nn.Module):
     -> index (B, k) int64, score (B, k) float32, best first: exact for the views of the shortlist.
     """
 
-    def __init__(self, threshold: float | None, k: int = BEST, shortlist: int = SHORTLIST) -> None:
+    def __init__(self, threshold: float | None, k: int = CANDIDATES, shortlist: int = SHORTLIST) -> None:
         super().__init__()
         self.threshold, self.k, self.shortlist = threshold, k, shortlist
 

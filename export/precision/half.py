@@ -103,7 +103,8 @@ def half_source(source: GraphSource, dtype: torch.dtype = torch.float16) -> Grap
             "Name the submodules that forward calls.",
         )
     fold_norms(network, trunk.has, feeds)
-    _check_range(source, network, trunk)
+    if dtype == torch.float16:
+        _check_range(source, network, trunk)
     half = HalfNetwork(_halved(network, trunk, dtype), trunk, dtype).eval()
     try:
         with torch.inference_mode():
@@ -131,10 +132,11 @@ def _halved(network: nn.Module, trunk: Trunk, dtype: torch.dtype) -> nn.Module:
     """In place: weights of the trunk to `dtype`, except those of norms; casts where tensors enter and leave its parts."""
     kept = [name for name, module in network.named_modules() if name in trunk.kept or isinstance(module, NORMS)]
     original = {name: copy.deepcopy(network.get_submodule(name)) for name in kept}
-    for name in trunk.parts:
-        network.get_submodule(name).to(dtype)
-    for name, module in original.items():
-        network.set_submodule(name, module)
+    for name in sorted((*trunk.parts, *kept), key=lambda name: (name.count("."), name in original)):  # outermost first
+        if name in original:
+            network.set_submodule(name, original[name])
+        else:
+            network.get_submodule(name).to(dtype)
     for name in trunk.parts:
         part = network.get_submodule(name)
         part.register_forward_pre_hook(_entering(torch.float32, dtype), with_kwargs=True)
@@ -179,19 +181,25 @@ def _telling(tell: Callable[[str], object], name: str) -> Callable[..., None]:
     return hook
 
 
-def _check_range(source: GraphSource, network: nn.Module, trunk: Trunk) -> None:
+def largest_weights(network: nn.Module, trunk: Trunk) -> Iterator[tuple[str, str, float]]:
+    """(submodule, weight, |weight| at most) of all that the trunk has in lower precision."""
     for owner, module in network.named_modules():
         if isinstance(module, NORMS) or not trunk.has(owner):
             continue
         for name, tensor in (*module.named_parameters(recurse=False), *module.named_buffers(recurse=False)):
-            largest = float(tensor.detach().abs().max()) if tensor.is_floating_point() and tensor.numel() else 0.0
-            if not largest <= HALF_MAX:
-                raise _wrong(
-                    source,
-                    f"|{owner}.{name}| up to {largest:.4g}",
-                    f"weights within {HALF_MAX:.0f}, what float16 holds",
-                    f'Keep it in float32: add "-{owner}" to the trunk.',
-                )
+            if tensor.is_floating_point() and tensor.numel():
+                yield owner, name, float(tensor.detach().abs().max())
+
+
+def _check_range(source: GraphSource, network: nn.Module, trunk: Trunk) -> None:
+    for owner, name, largest in largest_weights(network, trunk):
+        if not largest <= HALF_MAX:
+            raise _wrong(
+                source,
+                f"|{owner}.{name}| up to {largest:.4g}",
+                f"weights within {HALF_MAX:.0f}, what float16 holds",
+                f'Keep it in float32: add "-{owner}" to the trunk.',
+            )
 
 
 def _wrong(source: GraphSource, got: object, expected: str, remedy: str) -> PrecisionError:

@@ -29,7 +29,9 @@ NOT_INTEGER = ("ConvTranspose",)  # TensorRT-RTX multiplies floats there, whatev
 class Int8Report:
     """How one int8 file came about, or why there is none. calibration: where this machine has the ranges from, a sentence; no bundle has it.
 
-    clipped: tensor -> share of values beyond its range, where any.  verdict: one sentence.
+    clipped: tensor -> share of values beyond its range, where any.  quantised: names of the nodes that multiply integers in
+    the file, as the search chose them.  faster: than every other file of the graph, here.
+    verdict: one sentence.
     """
 
     calibration: str | None
@@ -37,6 +39,8 @@ class Int8Report:
     clipped: dict[str, float]
     blocks: int
     search: Search
+    quantised: tuple[str, ...]
+    faster: bool
     verdict: str
 
 
@@ -66,7 +70,7 @@ def int8_variant(
     kept_table = cached_table(tables, key, lambda: calibrate(model, feeds, method))
     table = kept_table.table
     never = never_integer(model)
-    blocks = blocks_of(node.name for node in weighted_nodes(model) if node.name not in never)
+    blocks = blocks_of(model, [node.name for node in weighted_nodes(model) if node.name not in never])
     most, done = 2 * len(blocks) + 1, 0
 
     def measure(quantised: Collection[str]) -> Candidate:
@@ -81,12 +85,14 @@ def int8_variant(
 
     search = searched(list(blocks), measure)
     progress(f"int8 of {judge.graph}", done, done)
+    nodes: tuple[str, ...] = ()
     if search.chosen is not None:
         quantised = [block for block in blocks if block not in search.chosen.kept]
         write_whole(out, int8_content(model, table, kept_nodes(blocks, quantised)))
+        nodes = tuple(node for block in quantised for node in blocks[block])
     clipped = {name: entry.clipped for name, entry in table.ranges.items() if entry.clipped}
     verdict = _verdict(search, len(blocks), others)
-    return Int8Report(kept_table.origin, fitness, clipped, len(blocks), search, verdict)
+    return Int8Report(kept_table.origin, fitness, clipped, len(blocks), search, nodes, *verdict)
 
 
 def int8_content(model: ModelProto, table: RangeTable, kept: Sequence[str] = ()) -> bytes:
@@ -100,15 +106,16 @@ def never_integer(model: ModelProto) -> tuple[str, ...]:
     return tuple(node.name for node in weighted_nodes(model) if node.op_type in NOT_INTEGER)
 
 
-def _verdict(search: Search, blocks: int, others: Sequence[Measured]) -> str:
-    """One sentence: what is quantised, and whether it pays on this machine."""
+def _verdict(search: Search, blocks: int, others: Sequence[Measured]) -> tuple[bool, str]:
+    """Whether INT8 is the fastest on this machine, and one sentence on what is quantised and whether it pays."""
     if search.chosen is None:
-        missed = [gate.gate for gate in search.tried[-1].measured.gates if not gate.passed]
-        return f"INT8 is not worth it here: no mix of blocks keeps {' and '.join(missed)} within its gate."
+        missed = [gate.gate for gate in search.tried[-1].measured.gates if gate.verdict == "missed"]
+        return False, f"INT8 is not worth it here: no mix of blocks keeps {' and '.join(missed)} within its gate."
     best = min(others, key=lambda measured: measured.latency_ms)
     chosen = search.chosen.measured
     what = (
         f"{blocks - len(search.chosen.kept)} of {blocks} blocks in INT8: {chosen.latency_ms:.2f} ms on {chosen.backend}, "
         f"{best.latency_ms:.2f} ms without on {best.backend}, on this machine."
     )
-    return what if chosen.latency_ms < best.latency_ms else f"INT8 is not worth it for speed here: {what}"
+    faster = chosen.latency_ms < best.latency_ms
+    return faster, what if faster else f"INT8 is not worth it for speed here: {what}"

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from posekit.export.verify.gates import AnyFigures, GateResult, Gates, judged
+from posekit.export.verify.gates import AnyFigures, GateResult, Gates, judged, outcome_of
 from posekit.export.verify.reference import REFERENCE_BACKEND, REFERENCE_PRECISION, BoxReference, PoseReference
 from posekit.runtime.backends import BACKENDS, open_session
 from posekit.runtime.session import Session
@@ -25,7 +25,8 @@ class Measured:
 
     @property
     def passed(self) -> bool:
-        return all(gate.passed for gate in self.gates)
+        """Whether no gate is missed; an undecided one stays so whatever the file, and is for verification to tell."""
+        return outcome_of(self.gates) != "missed"
 
 
 @dataclass(frozen=True)
@@ -47,8 +48,9 @@ class Judge:
 
     @staticmethod
     def of(reference: PoseReference | BoxReference, gates: Gates) -> Judge:
-        """On the first backend of JUDGES that is here."""
-        return Judge(reference, gates, next(name for name in JUDGES if BACKENDS[name].missing() is None))
+        """On the first backend of JUDGES that is here and computes int8 as the file says."""
+        able = (name for name in JUDGES if BACKENDS[name].missing() is None and BACKENDS[name].runs("int8"))
+        return Judge(reference, gates, next(able))
 
     @property
     def graph(self) -> str:

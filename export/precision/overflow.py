@@ -1,4 +1,5 @@
-"""Do the values of a trunk fit float16 on real crops? Measured where they would be float16, with float32's range.
+"""Do the values of a trunk fit float16 on real crops? Measured where they would be float16, with float32's range; the
+layers that do not are kept in float32.
 
 The network runs by the plan of posekit.export.precision.half, in bfloat16: the same tensors are narrow, so an overflow is
 a number instead of infinity, also between layers and inside attention, and what stays float32 is not blamed.
@@ -9,15 +10,15 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from posekit.export.precision.half import HALF_MAX, HalfNetwork, half_source
-from posekit.export.precision.trunk import EXCEPT, tensors_in
+from posekit.export.precision.half import HALF_MAX, HalfNetwork, half_source, largest_weights
+from posekit.export.precision.trunk import EXCEPT, read_trunk, tensors_in, without
 from posekit.export.systems import GraphSource
 from posekit.runtime.errors import PrecisionError
 from posekit.runtime.tensor import Feed, check_feed
@@ -25,12 +26,21 @@ from posekit.runtime.tensor import Feed, check_feed
 STAND_IN = torch.bfloat16
 
 
+# The crops that are measured are not all that a device will see: a layer that fills more than half of float16's range on
+# them stays in float32 as well.
+LARGEST_SAFE = HALF_MAX / 2
+
+
 @dataclass(frozen=True)
 class OverflowReport:
-    """largest: |x| entering, inside or leaving each layer of the trunk, over all crops, in the order of the first call."""
+    """largest: |x| entering, inside or leaving each layer of the trunk, or of its weights, over all crops, in the order of
+    the first call.   kept: the same of the layers that stay in float32 for it; of a module that holds others, what its own
+    forward does between them.
+    """
 
     crops: int
     largest: dict[str, float]
+    kept: dict[str, float] = field(default_factory=dict)
 
     @property
     def nearest(self) -> str:
@@ -43,15 +53,54 @@ class OverflowReport:
         return self.largest[self.nearest] / HALF_MAX
 
 
+def within_half(source: GraphSource, feeds: Callable[[], Iterable[Feed]]) -> tuple[GraphSource, OverflowReport]:
+    """The graph with that part of its trunk whose values are safe in float16, and what was measured of it.
+
+    feeds: called once per probe. What a probe finds beyond LARGEST_SAFE is kept in float32, until one finds nothing: what
+    reads a large value overflows only once that value is float32. Raises PrecisionError where nothing is left, and as
+    `overflow_probe` does.
+    """
+    kept: dict[str, float] = {}
+    while True:
+        report, called = _probed(source, feeds())
+        beyond = {layer: value for layer, value in report.largest.items() if value > LARGEST_SAFE}
+        if not beyond:
+            return source, replace(report, kept=kept)
+        before, kept = source.trunk, kept | beyond
+        for layer in beyond:
+            source = without(source, layer, called)
+        if source.trunk == before or not _weighs(source):
+            shown = ", ".join(f"|x| up to {value:.3g} in {layer!r}" for layer, value in list(kept.items())[:3])
+            more = f" (and {len(kept) - 3} more)" if len(kept) > 3 else ""
+            raise _wrong(
+                source,
+                f"{shown}{more}, and nothing is left",
+                f"a part with |x| up to {LARGEST_SAFE:.0f} at most",
+                "Leave fp16 out of this recipe.",
+            )
+
+
+def _weighs(source: GraphSource) -> bool:
+    """Whether any weight would be float16."""
+    if all(rule.startswith(EXCEPT) for rule in source.trunk):
+        return False
+    return next(largest_weights(source.module, read_trunk(source)), None) is not None
+
+
 def overflow_probe(source: GraphSource, feeds: Iterable[Feed]) -> OverflowReport:
     """Run the float32 source on `feeds` (streamed, one at a time) and measure its trunk.
 
-    Raises PrecisionError that names the first layer beyond 65504, or with NaN or infinity of its own; no feeds; SpecError.
+    Raises PrecisionError for NaN or infinity, which names the first layer that gives it; no feeds; SpecError.
     """
+    return _probed(source, feeds)[0]
+
+
+def _probed(source: GraphSource, feeds: Iterable[Feed]) -> tuple[OverflowReport, set[str]]:
+    """Also the names of the submodules that were called."""
     half = half_source(source, STAND_IN)
     assert isinstance(half.module, HalfNetwork)
-    watch, crops = _Watch(), 0
-    with torch.inference_mode(), _named_calls(half.module.network, watch.layers), watch:
+    watch, called, crops = _Watch(), set[str](), 0
+    with torch.inference_mode(), _named_calls(half.module.network, watch.layers, called), watch:
         for feed in feeds:
             check_feed(feed, source.inputs)
             tensors = [torch.from_numpy(feed[spec.name].copy()) for spec in source.inputs]
@@ -59,8 +108,12 @@ def overflow_probe(source: GraphSource, feeds: Iterable[Feed]) -> OverflowReport
             crops += len(tensors[0])
     if not crops:
         raise _wrong(source, "no crops", "real crops to measure on", "Give the recipe calibration frames.")
-    _check(source, watch.largest, crops)
-    return OverflowReport(crops, watch.largest)
+    largest = watch.largest
+    for owner, _, weight in largest_weights(half.module.network, half.module.trunk):
+        if weight > largest.get(owner, 0.0):
+            largest[owner] = weight
+    _check_finite(source, largest)
+    return OverflowReport(crops, largest), called
 
 
 class _Watch(TorchDispatchMode):  # type: ignore[no-untyped-call]
@@ -92,11 +145,15 @@ class _Watch(TorchDispatchMode):  # type: ignore[no-untyped-call]
 
 
 @contextmanager
-def _named_calls(network: nn.Module, layers: list[str]) -> Iterator[None]:
-    """Keeps the names of the submodules that are being called in `layers`, innermost last."""
+def _named_calls(network: nn.Module, layers: list[str], called: set[str]) -> Iterator[None]:
+    """Keeps the names of the submodules that are being called in `layers`, innermost last, and of all in `called`."""
 
     def enter(name: str) -> Callable[..., None]:
-        return lambda module, args: layers.append(name)
+        def hook(module: nn.Module, args: object) -> None:
+            layers.append(name)
+            called.add(name)
+
+        return hook
 
     def leave(module: nn.Module, args: object, out: object) -> None:
         layers.pop()
@@ -112,19 +169,12 @@ def _named_calls(network: nn.Module, layers: list[str]) -> Iterator[None]:
             handle.remove()
 
 
-def _check(source: GraphSource, largest: Mapping[str, float], crops: int) -> None:
-    beyond = [layer for layer, value in largest.items() if not value <= HALF_MAX]
-    if not beyond:
-        return
-    layer, value = beyond[0], largest[beyond[0]]
-    more = f" (and {len(beyond) - 1} more)" if len(beyond) > 1 else ""
-    if not math.isfinite(value):
+def _check_finite(source: GraphSource, largest: Mapping[str, float]) -> None:
+    beyond = [layer for layer, value in largest.items() if not math.isfinite(value)]
+    if beyond:
+        more = f" (and {len(beyond) - 1} more)" if len(beyond) > 1 else ""
         remedy = "Check the checkpoint and the crops: the network fails in float32 as well."
-        raise _wrong(source, f"NaN or infinity in {layer!r}{more}", "finite values", remedy)
-    remedy = f'Keep that layer in float32: add "{EXCEPT}{layer}" to the trunk.'
-    raise _wrong(
-        source, f"|x| up to {value:.5g} in {layer!r}{more} on {crops} crops", f"at most {HALF_MAX:.0f}", remedy
-    )
+        raise _wrong(source, f"NaN or infinity in {beyond[0]!r}{more}", "finite values", remedy)
 
 
 def _wrong(source: GraphSource, got: str, expected: str, remedy: str) -> PrecisionError:

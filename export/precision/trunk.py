@@ -1,13 +1,14 @@
 """Which submodules of a network are its trunk: stated by name, or found by what they are fed and what they give.
 
 A trunk is a list of dotted names. "backbone" is that submodule with all below it; "-backbone.layer4.1" keeps a submodule
-of a part out again; a list that is never called itself (`nn.ModuleList`) stands for its members.
+of a part out again, and "backbone.layer4.1.conv1" takes a submodule of that in again: the longest name decides. A list
+that is never called itself (`nn.ModuleList`) stands for its members.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Collection, Iterable, Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -24,14 +25,17 @@ PIXELS = frozenset({"crops", "image"})  # every other input is geometry
 
 @dataclass(frozen=True)
 class Trunk:
-    """parts: submodules in lower precision.  kept: submodules of these that stay float32.  Dotted names, in order."""
+    """parts: submodules in lower precision.  kept: submodules of these that stay float32, but for parts inside them.
+
+    Dotted names, in order.
+    """
 
     parts: tuple[str, ...]
     kept: tuple[str, ...]
 
     def has(self, name: str) -> bool:
         """Whether the submodule of that name runs in lower precision."""
-        return _below(name, self.parts) and not _below(name, self.kept)
+        return _nearest(name, self.parts) > _nearest(name, self.kept)
 
 
 def read_trunk(source: GraphSource) -> Trunk:
@@ -48,8 +52,8 @@ def read_trunk(source: GraphSource) -> Trunk:
     loose = [name for name in kept if not _below(name, named)]
     if loose:
         raise _wrong(source, f"{EXCEPT}{loose[0]}", "exceptions below a part of the trunk", "Leave the exception out.")
-    parts = dict.fromkeys(part for name in named for part in _called(name, known[name]))
-    trunk = Trunk(tuple(part for part in parts if not _below(part, kept)), kept)
+    parts = dict.fromkeys(part for name in named for part in called_parts(name, known[name]))
+    trunk = Trunk(tuple(part for part in parts if _nearest(part, named) > _nearest(part, kept)), kept)
     if not any(_has_weights(known[name]) for name in trunk.parts):
         raise _wrong(source, f"{', '.join(named)}, without weights", "parts with weights", "Name the backbone.")
     return trunk
@@ -118,11 +122,34 @@ def _memory(tensors: Iterable[Tensor]) -> set[int]:
     return {tensor.untyped_storage().data_ptr() for tensor in tensors if tensor.numel()}
 
 
-def _called(name: str, module: nn.Module) -> list[str]:
+def without(source: GraphSource, name: str, called: Collection[str]) -> GraphSource:
+    """The same graph with a submodule kept out of its trunk: a layer, or what a forward does between its members.
+
+    called: submodules that are called as such; of others, forward uses the weights itself. One that is out already goes
+    out with its members.
+    """
+    out = f"{EXCEPT}{name}"
+    if out in source.trunk:
+        rules, members = [rule for rule in source.trunk if not _below(rule.removeprefix(EXCEPT), [name])] + [out], []
+    else:
+        rules = [rule for rule in source.trunk if rule != name]
+        if any(_below(name, [rule]) for rule in rules):
+            rules.append(out)
+        known = {rule.removeprefix(EXCEPT) for rule in rules}
+        children = source.module.get_submodule(name).named_children()
+        parts = [part for child, below in children for part in called_parts(f"{name}.{child}", below)]
+        members = [part for part in parts if part in called and part not in known]
+    named = [rule for rule in (*rules, *members) if not rule.startswith(EXCEPT)]
+    weighted = [rule for rule in named if _has_weights(source.module.get_submodule(rule))]
+    kept = [rule for rule in rules if rule.startswith(EXCEPT) and _below(rule.removeprefix(EXCEPT), weighted)]
+    return replace(source, trunk=(*weighted, *kept))
+
+
+def called_parts(name: str, module: nn.Module) -> list[str]:
     """The name, or those of its members where the module is a mere list."""
     if type(module).forward is not nn.Module.forward:
         return [name]
-    return [part for child, below in module.named_children() for part in _called(f"{name}.{child}", below)]
+    return [part for child, below in module.named_children() for part in called_parts(f"{name}.{child}", below)]
 
 
 def _has_weights(module: nn.Module) -> bool:
@@ -131,6 +158,11 @@ def _has_weights(module: nn.Module) -> bool:
 
 def _below(name: str, parts: Sequence[str]) -> bool:
     return any(name == part or name.startswith(f"{part}.") for part in parts)
+
+
+def _nearest(name: str, parts: Sequence[str]) -> int:
+    """Length of the longest of `parts` that the name is or is below, 0 without any."""
+    return max((len(part) for part in parts if _below(name, [part])), default=0)
 
 
 def _wrong(source: GraphSource, got: object, expected: str, remedy: str) -> PrecisionError:

@@ -15,24 +15,27 @@ from posekit.export.precision.half import half_source
 from posekit.export.precision.half_check import HalfReport
 from posekit.export.precision.int8 import Int8Report, int8_variant
 from posekit.export.precision.judge import Judge, Measured
-from posekit.export.precision.overflow import OverflowReport, overflow_probe
+from posekit.export.precision.overflow import OverflowReport, within_half
 from posekit.export.recipe_networks import DETECTOR, TracedFrom
 from posekit.export.steps import Keeping, Step
 from posekit.export.verify.reference import REFERENCE_BACKEND, BoxReference, PoseReference, Progress
 from posekit.runtime.bundle import Bundle
 from posekit.runtime.cache_folder import cache_folder
-from posekit.runtime.errors import RecipeError
+from posekit.runtime.errors import CalibrationError, ExportError, RecipeError
 from posekit.runtime.manifest import Precision
 
 RANGES = "ranges"  # folder of range tables in the cache
+SHOWN = 4  # layers in a sentence
+NOT_MADE = (ExportError, CalibrationError)  # a variant that ends so is left out
 
 
 @dataclass(frozen=True)
 class GraphVariants:
     """What became of one graph. points: its fp32 and fp16 files as measured, by "precision backend".
 
-    overflow: of the trunk on the calibration crops.   half: what the fp16 file is.   parity: of it with the same plan in
-    torch.   int8: how far it was quantised.
+    trunk: what runs in float16 there.   overflow: of it on the calibration crops.   half: what the fp16 file is.   parity:
+    of it with the same plan in torch.   int8: how far it was quantised.   refused: precision -> why there is no such file.
+    held_back: precision -> why the file is there and no backend takes it of its own accord. Sentences.
     """
 
     graph: str
@@ -43,6 +46,29 @@ class GraphVariants:
     half: HalfReport | None = None
     parity: ParityReport | None = None
     int8: Int8Report | None = None
+    refused: dict[Precision, str] = field(default_factory=dict)
+    held_back: dict[Precision, str] = field(default_factory=dict)
+
+    @property
+    def sentences(self) -> tuple[str, ...]:
+        """What there is to say about each variant beside its figures."""
+        stayed = self.overflow.kept if self.overflow else {}
+        shown = ", ".join(f"{layer} ({value:.3g})" for layer, value in list(stayed.items())[:SHOWN])
+        more = f" and {len(stayed) - SHOWN} more" * (len(stayed) > SHOWN)
+        return (
+            *([f"{self.graph} fp16: in float32 for the size of their values stay {shown}{more}."] if stayed else ()),
+            *(f"{self.graph} {precision} was not made: {why}" for precision, why in self.refused.items()),
+            *([f"{self.graph}: {self._int8}"] if self.int8 and "int8" not in self.refused else ()),
+            *(f"{self.graph} {precision} is held back: no backend takes it unasked." for precision in self.held_back),
+        )
+
+    @property
+    def _int8(self) -> str:
+        assert self.int8 is not None
+        searched = next(iter(self.points.values())).figures.n
+        fitness = self.int8.fitness
+        unseen = f" No crop shows objects {', '.join(map(str, fitness.unseen))}." if fitness.unseen else ""
+        return f"{self.int8.verdict} Ranges are from {fitness.crops} crops, blocks chosen on {searched}.{unseen}"
 
 
 @dataclass(frozen=True)
@@ -57,6 +83,7 @@ class Variants:
 class _Half:
     """What the fp16 step tells."""
 
+    trunk: tuple[str, ...]
     overflow: OverflowReport
     graph: ExportedGraph
 
@@ -65,7 +92,7 @@ def make_variants(bundle: Bundle, inputs: ExportInputs, folder: Path, progress: 
     """Make what the recipe asks for, for the main graph of every pose path and for the detector.
 
     bundle: the fp32 export of `inputs`.  folder: where files are written. Range tables are kept beside the engines, in
-    posekit's cache.  steps: keeps the rest. Raises PrecisionError for what cannot be had in float16 or int8.
+    posekit's cache.  steps: keeps the rest. A variant that cannot be made costs itself: its report says why.
     """
     made: dict[str, dict[Precision, Path]] = {}
     reports = []
@@ -85,9 +112,9 @@ def _references(
         if entry.graph in judged:
             raise _shared(entry.graph, path)
         judged.add(entry.graph)
-        yield PoseReference.of(bundle, path, inputs.samples, progress, steps)
+        yield PoseReference.of(bundle, path, inputs.searched, progress, steps)
     if inputs.recipe.detector_variants:
-        yield BoxReference.of(bundle, inputs.samples, progress, steps)
+        yield BoxReference.of(bundle, inputs.searched, progress, steps)
 
 
 def half_step(graph: str, source: TracedFrom, crops: CalibrationCrops) -> Step:
@@ -122,25 +149,32 @@ class _Stage:
         files: dict[Precision, Path] = {}
         report, base = GraphVariants(self.graph, self.path, points), plain
         if "fp16" in wanted:
-            files["fp16"] = self.folder / f"{self.graph}.fp16.onnx"
-            source = self.inputs.sources[self.graph]
-            half = self._half(source, files["fp16"])
-            base = files["fp16"].read_bytes()
-            points[f"fp16 {judge.backend}"] = judge.measure(lambda: base, half.graph.sha256)
-            report = replace(
-                report,
-                trunk=source.graph.trunk,
-                overflow=half.overflow,
-                half=half.graph.half,
-                parity=half.graph.parity,
-            )
+            out = self.folder / f"{self.graph}.fp16.onnx"
+            try:
+                half = self._half(self.inputs.sources[self.graph], out)
+            except NOT_MADE as error:
+                report.refused["fp16"] = str(error)
+            else:
+                files["fp16"], base = out, out.read_bytes()
+                points[f"fp16 {judge.backend}"] = judge.measure(lambda: base, half.graph.sha256)
+                made = half.graph
+                report = replace(report, trunk=half.trunk, overflow=half.overflow, half=made.half, parity=made.parity)
         if "int8" in wanted:
             out = self.folder / f"{self.graph}.int8.onnx"
-            int8 = self._int8(base, out, judge, tuple(points.values()))
-            if int8.search.chosen is not None:
-                files["int8"] = out
-                check_lint(out)
-            report = replace(report, int8=int8)
+            try:
+                int8 = self._int8(base, out, judge, tuple(points.values()))
+                if int8.search.chosen is not None:
+                    check_lint(out)
+            except NOT_MADE as error:
+                report.refused["int8"] = str(error)
+            else:
+                report = replace(report, int8=int8)
+                if int8.search.chosen is None:
+                    report.refused["int8"] = int8.verdict
+                else:
+                    files["int8"] = out
+                if int8.search.chosen is not None and not int8.faster:
+                    report.held_back["int8"] = int8.verdict
         return files, report
 
     def _half(self, source: TracedFrom, out: Path) -> _Half:
@@ -149,13 +183,13 @@ class _Stage:
 
         def made() -> _Half:
             self.progress(stage, 0, 2)
-            overflow = overflow_probe(source.graph, (portion.feed for portion in feeds))
+            mended, overflow = within_half(source.graph, lambda: (portion.feed for portion in feeds))
             self.progress(stage, 1, 2)
             # Parity runs several sizes of a batch; a detector has one, of plausible pixels.
             real = next(iter(feeds)).feed if self.graph != DETECTOR else None
-            graph = onnx_from_network(half_source(source.graph), out, crops=real)
+            graph = onnx_from_network(half_source(mended), out, crops=real)
             check_lint(out)
-            return _Half(overflow, graph)
+            return _Half(mended.trunk, overflow, graph)
 
         half = self.steps.result(_Half, stage, inputs, made, out)
         self.progress(stage, 2, 2)

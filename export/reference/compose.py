@@ -109,10 +109,10 @@ def training_crop(
     pose, coords_m = _turned_truth(view_set, i, angle, sprite.coords_m)
     box = jittered(box_from_mask(visible), jitter, rng)
     camera = Intrinsics(canvas_from_image @ REFERENCE_CAMERA.K, CANVAS_PX, CANVAS_PX)
-    seen = _read_by(crop_warp(box, preset, (CANVAS_PX, CANVAS_PX)), preset.size_px)
+    seen = _read_by(crop_warp(box, preset, (CANVAS_PX, CANVAS_PX)), preset.side_px)
     picture[seen] = photographed(picture[seen], rng)
     one = crop(picture, box, camera, preset)
-    rows, columns = _pixels_of_cells(one.warp, preset.size_px, grid)
+    rows, columns = _pixels_of_cells(one.warp, preset.side_px, grid)
     margin = _margin(sprite)
     return TrainingCrop(
         pixels=one.pixels,

@@ -128,7 +128,7 @@ def _template(
     size = sprite.mask.shape[0]
     camera = Intrinsics(np.array([[600.0, 0, size / 2], [0, 600, size / 2], [0, 0, 1]]), size, size)
     one = crop(sprite.rgb * sprite.mask[..., None], box_from_mask(sprite.mask), camera, CROP)
-    mask = place_weights(sprite.mask, one.warp, CROP.size_px, grid * grid) > 0
+    mask = place_weights(sprite.mask, one.warp, CROP.wh_px, grid * grid) > 0
     return one.pixels, mask.astype(np.float32), Pose.from_rotvec([0, 0, angle]).R @ looks.R[view]
 
 
@@ -161,7 +161,7 @@ def main(arguments: list[str] | None = None) -> None:
     options = options_from("posekit.export.reference.train_embedder", __doc__, 5000, 24, arguments)
     network = TemplatePose(**OPTIONS)
     history = start_from(network, options.start)
-    loader = loader_of(Pairs(options.views, network.grid(CROP.size_px), options.plan), options.workers)
+    loader = loader_of(Pairs(options.views, network.grid(CROP.side_px), options.plan), options.workers)
     trained = train(network, Losses(options.device), loader, options.out, options.plan, options.device)
     weights = options.out / "embedder.safetensors"
     views = Views.read(options.views)

@@ -36,7 +36,7 @@ from posekit.runtime.crop import CropPreset
 CROP = CropPreset("dzi", 96, pad=1.5)
 OPTIONS: dict[str, Any] = {
     "backbone": "nano",
-    "crop_size_px": CROP.size_px,
+    "crop_size_px": CROP.side_px,
     "n_objects": 3,
     "regions": 0,
     "head_widths": (96, 64, 32),

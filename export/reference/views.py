@@ -38,7 +38,7 @@ SUPERSAMPLE = 2
 CLUTTER_COUNT, CLUTTER_VIEWS = 60, 40
 VIEWS_PER_COMMIT = 100
 
-S = VIEW_PATCH.size_px
+S = VIEW_PATCH.side_px
 CHANNELS: dict[str, tuple[str, tuple[int, ...]]] = {
     "albedo": ("u1", (S, S, 3)),
     "normal": ("i1", (S, S, 3)),

@@ -127,7 +127,7 @@ class _Correspondence(nn.Module):
 
 
 def _graphs(network: GdrNet, crop: CropPreset) -> dict[str, GraphSource]:
-    size = crop.size_px
+    size = crop.side_px
     feeds = {
         "crops": TensorSpec("crops", "uint8", ("batch", size, size, 3)),
         "box": TensorSpec("box", "float32", ("batch", 4)),

@@ -88,10 +88,10 @@ class _Pose(nn.Module):
 
 def _graphs(network: SurfEmbRegressor, crop: CropPreset) -> dict[str, GraphSource]:
     size = network.crop_size_px
-    if crop.size_px != size:
+    if crop.side_px != size:
         raise RecipeError(
             "crop size",
-            got=crop.size_px,
+            got=crop.side_px,
             expected=f"{size}, the regressor's",
             remedy="Its fully connected layers fit one size: set options.crop_size_px, or correct the crop.",
         )

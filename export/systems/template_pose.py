@@ -108,7 +108,7 @@ def bank_graphs(
 
 
 def _graphs(network: TemplatePose, crop: CropPreset) -> dict[str, GraphSource]:
-    return bank_graphs(network, crop.size_px, network.grid(crop.size_px) ** 2, network.channels, TRUNK)
+    return bank_graphs(network, crop.side_px, network.grid(crop.side_px) ** 2, network.channels, TRUNK)
 
 
 SYSTEM = System(

@@ -42,14 +42,14 @@ class TraM3D(nn.Module):
 
 
 def _graphs(network: TraM3D, crop: CropPreset) -> dict[str, GraphSource]:
-    if crop.size_px != network.backbone.image_px:
+    if crop.side_px != network.backbone.image_px:
         raise RecipeError(
             "crop size",
-            got=crop.size_px,
+            got=crop.side_px,
             expected=f"{network.backbone.image_px}, the transformer's",
             remedy="Its positions are learned for one size: set options.image_px, or correct the crop.",
         )
-    return bank_graphs(network, crop.size_px, network.backbone.grid**2, network.channels, TRUNK)
+    return bank_graphs(network, crop.side_px, network.backbone.grid**2, network.channels, TRUNK)
 
 
 SYSTEM = System(

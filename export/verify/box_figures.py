@@ -9,7 +9,7 @@ import numpy as np
 import numpy.typing as npt
 
 from posekit.benchmarks.accuracy import DETECTED_IOU, box_iou
-from posekit.export.verify.figures import Spread, relative_rms, spread_of
+from posekit.export.verify.figures import Evidence, Spread, relative_rms, score_p95, spread_of
 from posekit.export.verify.observe import Boxes, BoxObservation
 from posekit.export.verify.samples import FrameSample
 from posekit.runtime.detector import iou
@@ -21,21 +21,26 @@ RANKED = {"boxes", "labels"}  # of a graph that ends in a ranking: equal scores 
 class BoxFigures:
     """A variant's boxes against the reference's on n frames. Two boxes are partners that overlap by DETECTED_IOU.
 
-    boxes: of the reference.   settled: share of them that noise leaves where they are (`settled_boxes`).
+    evidence: what there was to judge on, by name: images; found (by the reference), settled, and partners of settled boxes;
+    true (objects).   boxes: of the reference.   settled: share of them that noise leaves where they are (`settled_boxes`).
+    exposed: share of the frames, as in `Figures`.
     lost: share of the settled boxes without a partner.   gained: boxes of the variant without one, over `boxes`.
-    iou_p50, iou_p5: of settled partners.   score_p95: of the difference of their scores.   recall_drop: recall of true
-    objects (n_true) of the reference minus the variant's.   outputs: as in `Figures`.
+    iou_p50, iou_p5: of settled partners.   score_p95: of the difference of their scores, over the reference's median score.
+    recall: of true objects (n_true).   recall_drop: the reference's minus the variant's.   outputs: as in `Figures`.
     """
 
     n: int
+    evidence: dict[str, Evidence]
     boxes: int
     settled: float
+    exposed: float
     lost: float
     gained: float
     iou_p50: float | None
     iou_p5: float | None
     score_p95: float | None
     n_true: int
+    recall: float | None
     recall_drop: float | None
     outputs: dict[str, Spread]
 
@@ -49,26 +54,34 @@ def box_figures(
     """Compare two observations of the same frames. settled: per frame and box of the reference; all if None."""
     counted = settled or [[True] * len(found) for found in reference.boxes]
     partners = [_partners(a, b) for a, b in zip(reference.boxes, variant.boxes, strict=True)]
-    pairs = [
-        (a[i], b[j])
+    paired = [
+        [(a[i], b[j]) for i, j in found.items() if counts[i]]
         for a, b, found, counts in zip(reference.boxes, variant.boxes, partners, counted, strict=True)
-        for i, j in found.items()
-        if counts[i]
     ]
+    pairs = [pair for frame in paired for pair in frame]
     total, n_settled = sum(map(len, reference.boxes)), sum(map(sum, counted))
     unpaired = sum(len(b) - len(found) for b, found in zip(variant.boxes, partners, strict=True))
     overlaps = [box_iou(a.box_xyxy_px, b.box_xyxy_px) for a, b in pairs]
     recalls = [_recalled(observed.boxes, frames) for observed in (reference, variant)]
     return BoxFigures(
         n=len(frames),
+        evidence={
+            "images": _evidence([1] * len(frames)),
+            "found": _evidence(list(map(len, reference.boxes))),
+            "settled": _evidence(list(map(sum, counted))),
+            "partners": _evidence(list(map(len, paired))),
+            "true": _evidence([len(frame.true_boxes) for frame in frames]),
+        },
         boxes=total,
         settled=n_settled / total if total else 1.0,
+        exposed=float(np.mean(reference.exposed)) if reference.exposed else 0.0,
         lost=1 - len(pairs) / n_settled if n_settled else 0.0,
         gained=unpaired / total if total else float(unpaired > 0),
         iou_p50=_percentile(overlaps, 50),
         iou_p5=_percentile(overlaps, 5),
-        score_p95=_percentile([abs(a.score - b.score) for a, b in pairs], 95),
+        score_p95=score_p95([(a.score, b.score) for a, b in pairs]),
         n_true=len(recalls[0]),
+        recall=float(np.mean(recalls[1])) if recalls[0] else None,
         recall_drop=float(np.mean(recalls[0]) - np.mean(recalls[1])) if recalls[0] else None,
         outputs=_outputs(reference, variant),
     )
@@ -81,6 +94,10 @@ def settled_boxes(reference: BoxObservation, shaken: Sequence[BoxObservation]) -
         [all(draw[frame].get(i) is not None for draw in found) for i in range(len(boxes))]
         for frame, boxes in enumerate(reference.boxes)
     ]
+
+
+def _evidence(per_frame: Sequence[int]) -> Evidence:
+    return Evidence(sum(per_frame), sum(count > 0 for count in per_frame))
 
 
 def _partners(a: Boxes, b: Boxes) -> dict[int, int]:

@@ -30,33 +30,62 @@ class Spread:
 
 
 @dataclass(frozen=True)
+class Evidence:
+    """What a figure is of: n of something, from so many frames."""
+
+    n: int
+    frames: int
+
+
+@dataclass(frozen=True)
+class BatchFigures:
+    """Poses in batches against those of the same file crop by crop (`posekit.export.verify.observe.poses_in_batches`).
+
+    judged: settled crops, where one by one each has a pose.   rotation_deg, translation_of_diameter: between the two poses of one crop; half a turn
+    and a whole diameter where the batch has none.
+    """
+
+    judged: Evidence
+    rotation_deg: Spread | None
+    translation_of_diameter: Spread | None
+
+
+@dataclass(frozen=True)
 class Figures:
     """A variant against the reference on n samples.
 
+    evidence: what there was to judge on, by name: crops; found (by the reference), settled (and found by both), true (poses).
     settled: share of samples whose pose the picture determines (`settled_samples`); the spreads of pose are over these.
+    exposed: share of samples that are neither black nor burnt out (`posekit.calibration.fitness.is_exposed`).
     lost, gained: share of samples where only the reference, or only the variant, found a pose.
     rotation_deg, translation_mm, translation_of_diameter: between the two poses where both were found, to the nearest
-    symmetric copy.   add_recall_drop: ADD(-S) recall at 0.1 diameters of the reference minus the variant's, over samples
-    whose truth is known (n_true).   cosine_p1, cosine_p50: of embedder descriptors.   top1, top5: share of samples with the
+    symmetric copy.   score_p95: of the difference of their scores, over the reference's median score.
+    add_recall: ADD(-S) recall at 0.1 diameters, over samples whose truth is known (n_true).   add_recall_drop: the
+    reference's minus the variant's.   cosine_p1, cosine_p50: of embedder descriptors.   top1, top5: share of samples with the
     same best view, and mean share of the reference's five best views among the variant's.
-    outputs: per float output, RMS of the difference over RMS of the reference, per sample.
+    outputs: per float output, RMS of the difference over RMS of the reference, per sample.   batch: where it was run so.
     What a path does not have is None, or missing in outputs.
     """
 
     n: int
+    evidence: dict[str, Evidence]
     settled: float
+    exposed: float
     lost: float
     gained: float
     rotation_deg: Spread | None
     translation_mm: Spread | None
     translation_of_diameter: Spread | None
+    score_p95: float | None
     n_true: int
+    add_recall: float | None
     add_recall_drop: float | None
     cosine_p1: float | None
     cosine_p50: float | None
     top1: float | None
     top5: float | None
     outputs: dict[str, Spread]
+    batch: BatchFigures | None = None
 
 
 def figures_of(
@@ -68,8 +97,9 @@ def figures_of(
 ) -> Figures:
     """Compare two observations of the same samples. objects: by id, those of the samples.  settled: all if None."""
     pairs = list(zip(reference.poses, variant.poses, samples, strict=True))
-    found = _differences(reference, variant, samples, objects)
-    errors = [e for e, counts in zip(found, settled or [True] * len(found), strict=True) if e is not None and counts]
+    found = _differences(reference.poses, variant.poses, samples, objects)
+    counted = [e is not None and counts for e, counts in zip(found, settled or [True] * len(found), strict=True)]
+    errors = [e for e, counts in zip(found, counted, strict=True) if e is not None and counts]
     recalls = [_recalled(samples, observed.poses, objects) for observed in (reference, variant)]
     n_true = len(recalls[0])
     cosines = [_cosine(a, b) for a, b in _outputs_of(DESCRIPTORS, reference, variant)]
@@ -77,13 +107,24 @@ def figures_of(
     floats = [name for name, array in (reference.outputs[0] if samples else {}).items() if array.dtype.kind == "f"]
     return Figures(
         n=len(samples),
+        evidence={
+            "crops": evidence_of(samples),
+            "found": evidence_of(samples, [a is not None for a in reference.poses]),
+            "settled": evidence_of(samples, counted),
+            "true": evidence_of(samples, [sample.true_pose is not None for sample in samples]),
+        },
         settled=_share(settled) if settled is not None else 1.0,
+        exposed=_share(reference.exposed),
         lost=_share(a is not None and b is None for a, b, _ in pairs),
         gained=_share(a is None and b is not None for a, b, _ in pairs),
         rotation_deg=spread_of([math.degrees(rotation) for rotation, _, _ in errors]),
         translation_mm=spread_of([t_m * MM_PER_M for _, t_m, _ in errors]),
         translation_of_diameter=spread_of([t_m / diameter_m for _, t_m, diameter_m in errors]),
+        score_p95=score_p95(
+            [scores for scores, counts in zip(_scores(reference, variant), counted, strict=False) if counts]
+        ),
         n_true=n_true,
+        add_recall=float(np.mean(recalls[1])) if n_true else None,
         add_recall_drop=float(np.mean(recalls[0]) - np.mean(recalls[1])) if n_true else None,
         cosine_p1=float(np.percentile(cosines, 1)) if cosines else None,
         cosine_p50=float(np.percentile(cosines, 50)) if cosines else None,
@@ -99,6 +140,44 @@ def figures_of(
     )
 
 
+def evidence_of(samples: Sequence[Sample], counted: Sequence[bool] | None = None) -> Evidence:
+    """How many of the samples count (all if None), and how many frames these were cut from."""
+    mine = [sample for sample, counts in zip(samples, counted or [True] * len(samples), strict=True) if counts]
+    return Evidence(len(mine), len({id(sample.image_rgb_u8) for sample in mine}))
+
+
+def batch_figures(
+    alone: Sequence[Pose | None],
+    batched: Sequence[Pose | None],
+    samples: Sequence[Sample],
+    objects: Mapping[int, ScoredObject],
+) -> BatchFigures:
+    """Poses of one file from one sample at a time, against those of the same samples in batches."""
+    rows = []
+    for sample, row in zip(samples, _differences(alone, batched, samples, objects), strict=True):
+        diameter_m = objects[sample.detection.object_id].diameter_m
+        rows.append(row or (math.pi, diameter_m, diameter_m))
+    return BatchFigures(
+        evidence_of(samples),
+        spread_of([math.degrees(rotation) for rotation, _, _ in rows]),
+        spread_of([t_m / diameter_m for _, t_m, diameter_m in rows]),
+    )
+
+
+def score_p95(pairs: Sequence[tuple[float, float]]) -> float | None:
+    """95th percentile of the difference of two scores each, over the median of the first; None for no pairs."""
+    spread = spread_of([abs(b - a) for a, b in pairs])
+    if spread is None:
+        return None
+    usual = float(np.median([a for a, _ in pairs]))
+    return spread.p95 / usual if usual > 0 else (math.inf if spread.p95 > 0 else 0.0)
+
+
+def _scores(reference: Observation, variant: Observation) -> list[tuple[float, float]]:
+    """Per sample; 0 where no pose was found. Empty for observations without scores."""
+    return [(a or 0.0, b or 0.0) for a, b in zip(reference.scores, variant.scores, strict=True)]
+
+
 def settled_samples(
     reference: Observation,
     shaken: Sequence[Observation],
@@ -108,7 +187,7 @@ def settled_samples(
     """Whether noise that any camera makes leaves the pose where it is: found each time, within SETTLED_DEG and
     SETTLED_OF_DIAMETER of the reference. A pose that noise moves farther says nothing about precision.
     """
-    moved = [_differences(reference, observed, samples, objects) for observed in shaken]
+    moved = [_differences(reference.poses, observed.poses, samples, objects) for observed in shaken]
     return tuple(all(row is not None and _is_still(*row) for row in rows) for rows in zip(*moved, strict=True))
 
 
@@ -117,11 +196,14 @@ def _is_still(rotation_rad: float, translation_m: float, diameter_m: float) -> b
 
 
 def _differences(
-    reference: Observation, variant: Observation, samples: Sequence[Sample], objects: Mapping[int, ScoredObject]
+    reference: Sequence[Pose | None],
+    variant: Sequence[Pose | None],
+    samples: Sequence[Sample],
+    objects: Mapping[int, ScoredObject],
 ) -> list[tuple[float, float, float] | None]:
     """Per sample rotation, radians, translation, metres, and the object's diameter; None unless both found a pose."""
     rows: list[tuple[float, float, float] | None] = []
-    for a, b, sample in zip(reference.poses, variant.poses, samples, strict=True):
+    for a, b, sample in zip(reference, variant, samples, strict=True):
         scored = objects[sample.detection.object_id]
         if a is None or b is None:
             rows.append(None)

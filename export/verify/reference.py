@@ -4,17 +4,17 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any, Generic, TypeVar
 
 from posekit.benchmarks.pose_error import ScoredObject, scored_object
-from posekit.calibration.feeds import Arrays
+from posekit.calibration.feeds import Arrays, spread
 from posekit.export.fingerprint import code, fingerprint, this_cpu
 from posekit.export.steps import Anew, Keeping
 from posekit.export.verify.box_figures import BoxFigures, box_figures, settled_boxes
-from posekit.export.verify.figures import Figures, figures_of, settled_samples
-from posekit.export.verify.gates import AnyFigures
+from posekit.export.verify.figures import Figures, batch_figures, figures_of, settled_samples
+from posekit.export.verify.gates import MIN_JUDGED, AnyFigures
 from posekit.export.verify.observe import (
     Advance,
     BoxObservation,
@@ -22,6 +22,7 @@ from posekit.export.verify.observe import (
     Observation,
     observe,
     observe_boxes,
+    poses_in_batches,
     silent,
     variant_opener,
 )
@@ -38,9 +39,10 @@ REFERENCE_BACKEND = "onnxruntime"
 REFERENCE_PRECISION: Precision = "fp32"
 FLOOR_GREY_LEVELS = 1  # what two pictures of an unchanged scene differ by at least
 FLOOR_DRAWS = 3
-MIN_SAMPLES = 32
+BATCHED = 48  # crops that are run again in batches
 RANDOM_ORIGIN = "random weights"
 Progress = Callable[[str, int, int], None]
+T = TypeVar("T")
 Seen = TypeVar("Seen", Observation, BoxObservation)
 
 
@@ -81,7 +83,7 @@ class Reference(ABC, Generic[Seen]):
 
     @abstractmethod
     def feeds(self, count: int) -> list[Arrays]:
-        """Of the graph, for the first samples."""
+        """Of the graph, for so many samples, spread evenly."""
 
     @abstractmethod
     def _compared(self, plain: Seen, seen: Seen, settled: Any) -> AnyFigures: ...
@@ -116,10 +118,26 @@ class Reference(ABC, Generic[Seen]):
         network = self.graph.split(".")[0]
         return not self.bundle.manifest.provenance.get(f"checkpoint of {network}", "").startswith(RANDOM_ORIGIN)
 
-    def compared(self, open_graph: OpenGraph, advance: Advance = silent) -> Compared:
-        """Run a variant and hold it against the reference. Raises what opening and running raises."""
-        seen = self.observe(open_graph, advance=advance)
-        return Compared(self._figures(seen), seen.backends, seen.latency_ms)
+    def compared(self, open_graph: OpenGraph, advance: Advance = silent, batches: bool = False) -> Compared:
+        """Run a variant and hold it against the reference. Raises what opening and running raises.
+
+        batches: also run it in batches, and hold that against its own poses one by one.
+        """
+        return self._compared_as(self.observe(open_graph, advance=advance), open_graph, batches)
+
+    def itself(self, batches: bool = False) -> Compared:
+        """The reference as a variant of its own."""
+        return self._compared_as(self._plain, self.opener(REFERENCE_BACKEND, REFERENCE_PRECISION), batches)
+
+    def _compared_as(self, seen: Seen, open_graph: OpenGraph, batches: bool) -> Compared:
+        figures = self._figures(seen)
+        if batches:
+            figures = self._with_batches(figures, seen, open_graph)
+        return Compared(figures, seen.backends, seen.latency_ms)
+
+    def _with_batches(self, figures: AnyFigures, seen: Seen, open_graph: OpenGraph) -> AnyFigures:
+        """The same figures, and what batches do to poses, where the runtime ever makes batches."""
+        return figures
 
     def _figures(self, seen: Seen) -> AnyFigures:
         return self._compared(self._plain, seen, self._settled)
@@ -158,10 +176,10 @@ class PoseReference(Reference[Observation]):
     def of(
         bundle: Bundle, path: str, samples: Sequence[Sample], progress: Progress, steps: Keeping | None = None
     ) -> PoseReference:
-        """samples: of any objects. CalibrationError for too few of this path's."""
+        """samples: of any objects. CalibrationError for none of this path's."""
         entry = bundle.manifest.paths[path]
         mine = [sample for sample in samples if sample.detection.object_id in entry.object_ids]
-        check_enough(len(mine), f"path {path}", "crops")
+        check_enough(len(mine), f"path {path}", "crops", least=1)
         objects = {o.id: scored_object(bundle, o) for o in bundle.manifest.objects if o.id in entry.object_ids}
         return PoseReference(bundle, path, entry.graph, progress, steps or Anew(), entry, mine, objects)
 
@@ -175,11 +193,20 @@ class PoseReference(Reference[Observation]):
         objects = {o.id: o for o in self.bundle.manifest.objects}
         entries = [objects[i] for i in self.entry.object_ids]
         return feeds_from(
-            self.samples[:count], self.entry.crop, entries, self.bundle.manifest.graphs[self.graph].inputs
+            _some(self.samples, count), self.entry.crop, entries, self.bundle.manifest.graphs[self.graph].inputs
         )
 
     def _compared(self, plain: Observation, seen: Observation, settled: Any) -> Figures:
         return figures_of(plain, seen, self.samples, self.objects, settled)
+
+    def _with_batches(self, figures: AnyFigures, seen: Observation, open_graph: OpenGraph) -> AnyFigures:
+        assert isinstance(figures, Figures)
+        found = [row for row, pose in enumerate(seen.poses) if pose is not None and self._settled[row]]
+        rows = _some(found, BATCHED)
+        mine = [self.samples[row] for row in rows]
+        batched = poses_in_batches(self.bundle, self.name, mine, open_graph)
+        batch = batch_figures([seen.poses[row] for row in rows], batched, mine, self.objects)
+        return replace(figures, batch=batch)
 
     def _settled_under(self, plain: Observation, shaken: Sequence[Observation]) -> tuple[bool, ...]:
         return settled_samples(plain, shaken, self.samples, self.objects)
@@ -201,11 +228,11 @@ class BoxReference(Reference[BoxObservation]):
 
     @staticmethod
     def of(bundle: Bundle, samples: Sequence[Sample], progress: Progress, steps: Keeping | None = None) -> BoxReference:
-        """samples: whose frames it is run on. CalibrationError for too few."""
+        """samples: whose frames it is run on. CalibrationError for none."""
         entry = bundle.manifest.detector
         assert entry is not None
         frames = frames_of(samples)
-        check_enough(len(frames), DETECTOR, "frames")
+        check_enough(len(frames), DETECTOR, "frames", least=1)
         return BoxReference(bundle, DETECTOR, entry.graph, progress, steps or Anew(), entry, frames)
 
     def observe(
@@ -220,7 +247,7 @@ class BoxReference(Reference[BoxObservation]):
         placement = family_named(self.entry.family).placement
         pictures = [
             letterbox(frame.image_rgb_u8, self.entry.input_wh_px, self.entry.letterbox_value, placement).pixels
-            for frame in self.frames[:count]
+            for frame in _some(self.frames, count)
         ]
         return [{"image": pixels[None]} for pixels in pictures]
 
@@ -234,12 +261,17 @@ class BoxReference(Reference[BoxObservation]):
         return (self.bundle.manifest.graphs[self.graph].variants["fp32"],), (self.entry, self.frames)
 
 
-def check_enough(count: int, what: str, unit: str) -> None:
-    """CalibrationError for fewer samples than a 95th percentile needs."""
-    if count < MIN_SAMPLES:
+def _some(things: Sequence[T], count: int) -> list[T]:
+    """At most so many of them, spread evenly."""
+    return [things[k] for k in spread({0: len(things)}, count)[0]]
+
+
+def check_enough(count: int, what: str, unit: str, least: int = MIN_JUDGED) -> None:
+    """CalibrationError for fewer samples than a verdict needs, or than `least`."""
+    if count < least:
         raise CalibrationError(
             f"verification of {what}",
             got=f"{count} {unit}",
-            expected=f"at least {MIN_SAMPLES}",
+            expected=f"at least {least}",
             remedy="Give more frames, or boxes of the objects that this path knows.",
         )

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 from posekit.calibration.feeds import Arrays, spread, true_pose_of
 from posekit.runtime.boxes import Boxes
-from posekit.runtime.crop import CropPreset
+from posekit.runtime.crop import CropPreset, has_crop
 from posekit.runtime.crop_batch import CropBatch
 from posekit.runtime.detection import Detection
 from posekit.runtime.image_file import Image
@@ -55,7 +55,8 @@ def samples_from(
 ) -> list[Sample]:
     """Boxes of these objects, the same share of each, spread evenly; only the frames of those chosen are kept.
 
-    The source is read twice. Raises SourceError and InputError as the source and the boxes do.
+    Boxes of which no crop can be cut are passed over: no variant says anything of them. The source is read twice.
+    Raises SourceError and InputError as the source and the boxes do.
     """
     counts = Counter(detection.object_id for _, detection in _sightings(source, boxes, intrinsics, object_ids))
     wanted = {object_id: set(places) for object_id, places in spread(counts, at_most).items()}
@@ -85,7 +86,8 @@ def _sightings(
     frames = frames_from(source, intrinsics)
     try:
         for frame in frames:
-            yield from ((frame, detection) for detection in boxes(frame) if detection.object_id in object_ids)
+            known = [detection for detection in boxes(frame) if detection.object_id in object_ids]
+            yield from ((frame, box) for box in known if has_crop(box.box_xyxy_px, frame.intrinsics))
     finally:
         frames.close()
 

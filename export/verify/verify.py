@@ -2,13 +2,25 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
+from posekit.export.lint.lint_file import model_from_bytes
 from posekit.export.steps import Keeping
-from posekit.export.verify.causes import causes_of
-from posekit.export.verify.gates import AnyFigures, GateResult, Gates, judged
+from posekit.export.verify.causes import causes_of, lint_sentences
+from posekit.export.verify.gates import (
+    AnyFigures,
+    GateResult,
+    Gates,
+    Outcome,
+    file_result,
+    judged,
+    of_differences,
+    outcome_of,
+)
+from posekit.export.verify.half_arithmetic import HalfArithmetic, half_arithmetic, has_halves
 from posekit.export.verify.reference import (
+    DETECTOR,
     REFERENCE_BACKEND,
     REFERENCE_PRECISION,
     BoxReference,
@@ -22,15 +34,16 @@ from posekit.runtime.errors import BackendError, CalibrationError
 from posekit.runtime.manifest import Precision
 
 AnyReference = PoseReference | BoxReference
-ASKED_SAMPLES = 4
+HALF_SAMPLES, ASKED_SAMPLES = 4, 8  # that float16 is tried on, and that causes are looked for on
+UNBOUND = "no backend at hand takes it of its own accord, and ONNX Runtime was not asked: leave --backend out"
 
 
 @dataclass(frozen=True)
 class Verdict:
     """One variant of one path on one backend. trained: judged by poses; else, with random weights, by numbers.
 
-    binding: the backend takes this variant of its own accord; one that prefers fp32 runs others on request only, in an
-    arithmetic that no device has, and its figures bind nobody.  causes: of a missed gate, sentences.
+    binding: the backend takes this variant of its own accord; one that prefers fp32 runs others on request only, and its
+    figures bind nobody where another is at hand.  causes: of a missed gate, sentences.
     """
 
     path: str
@@ -44,22 +57,85 @@ class Verdict:
     causes: tuple[str, ...] = ()
 
     @property
+    def outcome(self) -> Outcome:
+        return outcome_of(self.gates)
+
+    @property
     def passed(self) -> bool:
-        return all(gate.passed for gate in self.gates)
+        return self.outcome == "held"
+
+
+@dataclass(frozen=True)
+class Unjudged:
+    """A path or the detector, or one of its variants, of which nothing can be said, and why.
+
+    precision: None for all.   binding: as of a `Verdict`.
+    """
+
+    path: str
+    precision: Precision | None
+    why: str
+    binding: bool = True
 
 
 @dataclass(frozen=True)
 class Verification:
-    """floors: path -> the reference against itself under noise, per draw.  skipped: what was not run, and why."""
+    """floors: path -> the reference against itself under noise, per draw.  skipped: backends that do not run here, and why.
+
+    unjudged: what has no verdict; where one would bind, the whole is undecided.
+    """
 
     n_samples: int
     floors: dict[str, tuple[AnyFigures, ...]]
     verdicts: tuple[Verdict, ...]
     skipped: tuple[str, ...]
+    unjudged: tuple[Unjudged, ...] = ()
+
+    @property
+    def outcome(self) -> Outcome:
+        """Of everything that binds: missed or undecided as soon as one verdict is."""
+        found = {verdict.outcome for verdict in self.verdicts if verdict.binding}
+        if "missed" in found:
+            return "missed"
+        return (
+            "undecided" if "undecided" in found or any(each.binding for each in self.unjudged) or not found else "held"
+        )
+
+    def undecided(self) -> dict[tuple[str, Precision], str]:
+        """Path (or the detector) and precision of every variant beside fp32 whose verdict is open -> why, a sentence."""
+        found = {
+            (
+                verdict.path,
+                verdict.precision,
+            ): f"undecided: {'; '.join(f'{g.gate}: {g.why}' for g in verdict.gates if g.why)}"
+            for verdict in self.verdicts
+            if verdict.binding and verdict.outcome == "undecided"
+        }
+        found |= {
+            (each.path, each.precision): f"undecided: {each.why}"
+            for each in self.unjudged
+            if each.precision and each.binding
+        }
+        return {key: why for key, why in found.items() if key[1] != REFERENCE_PRECISION}
 
     @property
     def passed(self) -> bool:
-        return all(verdict.passed for verdict in self.verdicts if verdict.binding)
+        return self.outcome == "held"
+
+
+@dataclass(frozen=True)
+class _Checked:
+    """What a file says of itself, whoever runs it. lint: sentences on errors.  half: where anything in it is float16."""
+
+    nodes: int
+    lint: tuple[str, ...]
+    half: HalfArithmetic | None
+
+    def results(self, gates: Gates) -> tuple[GateResult, ...]:
+        found = [file_result("lint_errors", len(self.lint), gates.lint_errors, self.nodes, "nodes")]
+        if self.half:
+            found.append(file_result("half_output", self.half.worst, gates.half_output, self.half.crops, "pictures"))
+        return tuple(result for result in found if result)
 
 
 @dataclass(frozen=True)
@@ -80,49 +156,97 @@ def verify_bundle(
 ) -> Verification:
     """Compare every variant with fp32 on ONNX Runtime, path by path, and of the detector. backends: those that can run here if None.
 
-    steps: remembers figures; without it everything runs. Raises CalibrationError for a path with too few samples, and
-    what running a path raises.
+    steps: remembers figures; without it everything runs. A path of which the samples show nothing is undecided. Raises what
+    running a path raises.
     """
     wanted, skipped = _runnable(bundle, backends)
-    references: list[AnyReference] = [
-        PoseReference.of(bundle, path, samples, progress, steps) for path in bundle.manifest.paths
-    ]
-    if bundle.manifest.detector:
-        try:
-            references.append(BoxReference.of(bundle, samples, progress, steps))
-        except CalibrationError as error:  # crops there are enough, frames not; export asks for both beforehand
-            skipped.append(str(error))
     floors: dict[str, tuple[AnyFigures, ...]] = {}
+    unjudged: list[Unjudged] = []
     verdicts: list[Verdict] = []
-    for reference in references:
-        floors[reference.name] = reference.floors
-        verdicts += _verdicts(reference, wanted, gates)
-    return Verification(len(samples), floors, tuple(verdicts), tuple(skipped))
+    for name in [*bundle.manifest.paths, *([DETECTOR] if bundle.manifest.detector else [])]:
+        try:
+            reference = _reference(bundle, name, samples, progress, steps)
+        except CalibrationError as error:
+            unjudged.append(Unjudged(name, None, str(error)))
+            continue
+        floors[name] = reference.floors
+        found, without = _judged(reference, wanted, gates)
+        verdicts, unjudged = verdicts + found, unjudged + without
+    return Verification(len(samples), floors, tuple(verdicts), tuple(skipped), tuple(unjudged))
 
 
-def _verdicts(reference: AnyReference, backends: Sequence[str], gates: Gates) -> Iterator[Verdict]:
-    for backend, precision in _variants(reference, backends):
-        found = _compared(reference, backend, precision)
-        results = judged(found.figures, reference.floors, gates, reference.trained)
-        missed = not all(gate.passed for gate in results)
-        yield Verdict(
-            path=reference.name,
-            precision=precision,
-            backend=backend,
-            ran_on=found.ran_on,
-            trained=reference.trained,
-            binding=_takes(backend, precision),
-            figures=found.figures,
-            gates=results,
-            causes=_causes(reference, precision) if missed else (),
-        )
+def _reference(
+    bundle: Bundle, name: str, samples: Sequence[Sample], progress: Progress, steps: Keeping | None
+) -> AnyReference:
+    """CalibrationError where no sample is of it."""
+    if name == DETECTOR:
+        return BoxReference.of(bundle, samples, progress, steps)
+    return PoseReference.of(bundle, name, samples, progress, steps)
 
 
-def _causes(reference: AnyReference, precision: Precision) -> tuple[str, ...]:
-    """Asked of a few samples: what is broken is broken on each."""
-    if precision == REFERENCE_PRECISION:
-        return ()
-    return causes_of(reference.bundle, reference.graph, precision, reference.feeds(ASKED_SAMPLES))
+def _judged(reference: AnyReference, backends: Sequence[str], gates: Gates) -> tuple[list[Verdict], list[Unjudged]]:
+    """The reference's own verdict first: what that is held against is its recording and, where there is one, the truth."""
+    files: dict[Precision, _Checked] = {}
+    verdicts = [_verdict(reference, REFERENCE_BACKEND, REFERENCE_PRECISION, True, gates, files)]
+    unjudged = [Unjudged(reference.name, precision, UNBOUND) for precision in _unbound(reference, backends)]
+    variants = _variants(reference, backends)
+    for backend, precision in variants:
+        binding = _binds(backend, precision, variants)
+        try:
+            verdicts.append(_verdict(reference, backend, precision, binding, gates, files))
+        except BackendError as error:  # a file that nobody opens costs itself
+            unjudged.append(Unjudged(reference.name, precision, f"{backend} does not run it: {error}", binding))
+    return verdicts, unjudged
+
+
+def _verdict(
+    reference: AnyReference,
+    backend: str,
+    precision: Precision,
+    binding: bool,
+    gates: Gates,
+    files: dict[Precision, _Checked],
+) -> Verdict:
+    """files: what is known of each file already, which is the same on every backend."""
+    itself = (backend, precision) == (REFERENCE_BACKEND, REFERENCE_PRECISION)
+    found = _compared(reference, backend, precision, itself)
+    if precision not in files:
+        files[precision] = _checked(reference, precision)
+    results = judged(found.figures, reference.floors, gates, reference.trained, itself) + files[precision].results(
+        gates
+    )
+    missed = [result.gate for result in results if result.verdict == "missed"]
+    causes = _causes(reference, precision, files[precision], missed)
+    return Verdict(
+        reference.name, precision, backend, found.ran_on, reference.trained, binding, found.figures, results, causes
+    )
+
+
+def _causes(reference: AnyReference, precision: Precision, checked: _Checked, missed: Sequence[str]) -> tuple[str, ...]:
+    """What is known of the gates that are missed, on a few samples: what is broken is broken on most."""
+    told = checked.lint if "lint_errors" in missed else ()
+    if "half_output" in missed and checked.half and checked.half.first:
+        told += (f"in true float16 {checked.half.first}",)
+    if precision == REFERENCE_PRECISION or not any(map(of_differences, missed)):
+        return told
+    return (*told, *causes_of(reference.bundle, reference.graph, precision, reference.feeds(ASKED_SAMPLES)))
+
+
+def _checked(reference: AnyReference, precision: Precision) -> _Checked:
+    """What no backend shows: what lint says of the file, and what float16 does to it where it has any."""
+    manifest = reference.bundle.manifest
+    member = manifest.graphs[reference.graph].variants[precision]
+
+    def checked() -> _Checked:
+        reference.progress(stage, 0, 1)
+        model = model_from_bytes(bytes(reference.bundle.read(member)), member)
+        half = half_arithmetic(model, reference.feeds(HALF_SAMPLES)) if has_halves(model) else None
+        reference.progress(stage, 1, 1)
+        return _Checked(len(model.graph.node), lint_sentences(model), half)
+
+    stage = f"lint and float16 of {reference.name} {precision}"
+    inputs = {"reference": reference.key, "file": manifest.files[member].sha256}
+    return reference.steps.result(_Checked, stage, inputs, checked)
 
 
 def _variants(reference: AnyReference, backends: Sequence[str]) -> list[tuple[str, Precision]]:
@@ -132,23 +256,41 @@ def _variants(reference: AnyReference, backends: Sequence[str]) -> list[tuple[st
         (backend, precision)
         for backend in backends
         for precision in listed
-        if precision in BACKENDS[backend].precisions
-        and (backend, precision) != (REFERENCE_BACKEND, REFERENCE_PRECISION)
+        if BACKENDS[backend].runs(precision) and (backend, precision) != (REFERENCE_BACKEND, REFERENCE_PRECISION)
     ]
 
 
-def _compared(reference: AnyReference, backend: str, precision: Precision) -> _Compared:
+def _compared(reference: AnyReference, backend: str, precision: Precision, itself: bool) -> _Compared:
     manifest = reference.bundle.manifest
     stage = f"verify {reference.name} {precision} on {backend}"
     member = manifest.graphs[reference.graph].variants[precision]
 
     def run() -> _Compared:
-        opener = reference.opener(backend, precision)
-        found = reference.compared(opener, lambda done, total: reference.progress(stage, done, total))
+        def advance(done: int, total: int) -> None:
+            reference.progress(stage, done, total)
+
+        if itself:
+            found = reference.itself(batches=True)
+        else:
+            found = reference.compared(reference.opener(backend, precision), advance, batches=True)
         return _Compared(found.figures, found.ran_on)
 
     inputs = {"reference": reference.key, "file": manifest.files[member].sha256}
     return reference.steps.result(_Compared, stage, inputs, run)
+
+
+def _binds(backend: str, precision: Precision, variants: Sequence[tuple[str, Precision]]) -> bool:
+    """Whether this backend decides on a precision: it takes that of its own accord. Where none here does, ONNX Runtime."""
+    taken = {name for name, each in variants if each == precision and _takes(name, precision)}
+    return backend in (taken or {REFERENCE_BACKEND})
+
+
+def _unbound(reference: AnyReference, backends: Sequence[str]) -> list[Precision]:
+    """Variants on which no backend decides."""
+    variants = _variants(reference, backends)
+    bound = {precision for backend, precision in variants if _binds(backend, precision, variants)}
+    listed = reference.bundle.manifest.graphs[reference.graph].variants
+    return [precision for precision in listed if precision not in bound and precision != REFERENCE_PRECISION]
 
 
 def _takes(backend: str, precision: Precision) -> bool:

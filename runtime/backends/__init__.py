@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 
@@ -25,12 +25,18 @@ class Backend:
 
     open: the graph's bytes, its entry in the manifest and a number of threads (None: its own choice) -> a session.
     engine: whose engines it opens, and builds where the cache has none; None: it needs none.
+    unfit: why a precision gives wrong numbers on this machine, or None.
     """
 
     missing: Callable[[], str | None]
     precisions: tuple[Precision, ...]
     open: Callable[[memoryview, GraphEntry, int | None], Session]
     engine: FlavourName | None = None
+    unfit: Callable[[Precision], str | None] = lambda precision: None
+
+    def runs(self, precision: Precision) -> bool:
+        """Whether it takes this precision, and gives the graph's own numbers on this machine."""
+        return precision in self.precisions and self.unfit(precision) is None
 
 
 @dataclass(frozen=True)
@@ -76,7 +82,7 @@ BACKENDS: dict[str, Backend] = {
     ),
     "tensorrt-rtx": Backend(partial(_tensorrt_missing, "rtx"), SMALLEST_FIRST, partial(_tensorrt, "rtx"), "rtx"),
     "onnxruntime-cuda": Backend(ort.missing_cuda, ("fp16", "fp32"), partial(_ort, ort.CUDA)),
-    "openvino": Backend(openvino.missing, SMALLEST_FIRST, _openvino),
+    "openvino": Backend(openvino.missing, SMALLEST_FIRST, _openvino, unfit=openvino.unfit),
     "onnxruntime": Backend(ort.missing, PLAIN_FIRST, partial(_ort, ort.CPU)),
 }
 
@@ -114,7 +120,8 @@ def session_and_choice(
 ) -> tuple[Session, BackendChoice]:
     """Like `open_session`. "auto" takes the first backend that opens the graph; a named one is opened or refused.
 
-    precision: this variant or none; by default the one that the backend prefers among those in the bundle.
+    precision: this variant or none; by default the one that the backend prefers among those in the bundle that are not
+    held back.
     """
     if backend != AUTO and backend not in BACKENDS:
         raise _refused(f"backend {backend!r}", "unknown", f"{AUTO} or one of {', '.join(BACKENDS)}")
@@ -124,29 +131,49 @@ def session_and_choice(
     turns = AUTO_ORDER if backend == AUTO else ((backend, BACKENDS[backend].precisions),)
     reasons: list[str] = []
     for name, precisions in turns:
-        variant = next((p for p in precisions if p in graph.variants and precision in (None, p)), None)
-        why_not = BACKENDS[name].missing()
+        row, why_not = BACKENDS[name], BACKENDS[name].missing()
+        present = variants_offered(graph, precisions, precision)
+        variant = next(filter(row.runs, present), None)
         if why_not is None and variant is None:
-            why_not = _no_variant(precisions, precision, graph.variants)
+            unfit = (row.unfit(p) for p in present)
+            why_not = next(unfit, None) or _no_variant(precisions, precision, graph)
         if why_not is not None or variant is None:
             reasons.append(f"{name}: {why_not}.")
             continue
         member = graph.variants[variant]
         try:
-            session = BACKENDS[name].open(bundle.read(member), graph, threads)
+            session = row.open(bundle.read(member), graph, threads)
         except BackendError as error:
             if backend != AUTO:
                 raise
             reasons.append(f"{name}: {error}")
         else:
-            reasons.append(f"{name}: opened {member} on {session.backend}.")
+            passed_over = "" if precision else passed_over_for(graph, precisions, variant)
+            reasons.append(f"{name}: opened {member} on {session.backend}.{passed_over}")
             return session, BackendChoice(name, variant, member, tuple(reasons))
     raise _refused(f"graph {graph_name!r}", " ".join(reasons), "a backend that runs it")
 
 
-def _no_variant(tried: Iterable[Precision], asked: Precision | None, present: Iterable[Precision]) -> str:
+def variants_offered(
+    graph: GraphEntry, precisions: Sequence[Precision], asked: Precision | None = None
+) -> tuple[Precision, ...]:
+    """In this order the variant that is asked for, or all that are not held back."""
+    return tuple(p for p in precisions if p in graph.variants and (p == asked if asked else p not in graph.held_back))
+
+
+def passed_over_for(graph: GraphEntry, precisions: Sequence[Precision], taken: Precision | None) -> str:
+    """Why the variants that this order names before `taken` were not taken: a sentence each, " int8 is held back: ..."."""
+    earlier = precisions[: precisions.index(taken)] if taken else precisions
+    told = [f" {p} is held back: {graph.held_back[p].rstrip('.')}." for p in earlier if p in graph.held_back]
+    return "".join(told)
+
+
+def _no_variant(tried: Sequence[Precision], asked: Precision | None, graph: GraphEntry) -> str:
+    held_back = "" if asked else passed_over_for(graph, tried, None)
+    if held_back:
+        return held_back.strip().rstrip(".")
     wanted = " or ".join(tried) if asked is None else asked
-    return f"its turn is for {wanted}, the graph has variants {', '.join(present)}"
+    return f"its turn is for {wanted}, the graph has variants {', '.join(graph.variants)}"
 
 
 def _refused(what: str, got: object, expected: object) -> BackendError:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import os
 from collections.abc import Sequence
+from functools import cache
 from importlib.util import find_spec
 from io import BytesIO
 from pathlib import Path
@@ -18,7 +19,8 @@ from posekit.runtime.backends.declared import as_declared
 from posekit.runtime.backends.opened import OpenedSession
 from posekit.runtime.backends.resident import Array, Residents, unchanging
 from posekit.runtime.errors import BackendError
-from posekit.runtime.manifest import DTYPES
+from posekit.runtime.machine import saturates_int8
+from posekit.runtime.manifest import DTYPES, Precision
 from posekit.runtime.tensor import Feed, TensorSpec
 
 REMEDY_INSTALL = "pip install 'posekit[openvino]'"
@@ -32,9 +34,10 @@ INT8 = {"i8", "u8"}
 
 
 class OpenVinoSession(OpenedSession):
-    """One graph on OpenVINO's CPU device. Implements posekit.runtime.session.Session.
+    """One graph on OpenVINO's CPU device. Implements posekit.runtime.session.SharedSession.
 
-    Writable inputs are read where they are; inputs that cannot change are taken over once (resident.py).
+    Writable inputs are read where they are; inputs that cannot change are taken over once (resident.py). Twins share
+    the compiled graph and what was taken over; each has its own infer request.
     """
 
     def __init__(
@@ -64,7 +67,6 @@ class OpenVinoSession(OpenedSession):
             compiled, self.engine_origin = _compiled(core, content, wanted, cache)
             found_inputs = [_spec(port) for port in compiled.inputs]
             found_outputs = [_spec(port) for port in compiled.outputs]
-            self._request: Any = compiled.create_infer_request()
         except (OSError, RuntimeError, ValueError, TypeError) as error:
             raise BackendError(
                 "OpenVINO",
@@ -76,12 +78,16 @@ class OpenVinoSession(OpenedSession):
         super().__init__(as_declared(found_inputs, inputs, title), as_declared(found_outputs, outputs, title), title)
         self._input_index = {spec.name: i for i, spec in enumerate(found_inputs)}
         self._output_index = {spec.name: i for i, spec in enumerate(found_outputs)}
+        self._compiled: Any = compiled
         self._residents: Residents[Any] = Residents()
-        self._buffers = {spec.name: np.empty(0, spec.dtype) for spec in found_outputs}
+        self._own()
 
-    def run(self, feed: Feed) -> dict[str, npt.NDArray[np.generic]]:
-        """Run once; the next run writes into the same outputs. Raises SpecError, BackendError."""
-        self._check(feed)
+    def _own(self) -> None:
+        self._request: Any = self._compiled.create_infer_request()
+        self._buffers = {spec.name: np.empty(0, spec.dtype) for spec in self._outputs}
+
+    def _run(self, feed: Feed) -> dict[str, npt.NDArray[np.generic]]:
+        """The next run writes into the same outputs."""
         try:
             tensors = {name: self._tensor(feed[name]) for name in self._input_index}  # alive until the run is over
             for name, index in self._input_index.items():
@@ -96,10 +102,9 @@ class OpenVinoSession(OpenedSession):
                 remedy="Feed a smaller batch if memory ran out; otherwise report the graph.",
             ) from error
 
-    def close(self) -> None:
-        """Give back the graph. Twice is harmless."""
-        self._open, self._request = False, None
-        self._residents.clear()
+    def _release(self) -> None:
+        self._compiled = self._request = None
+        self._residents = Residents()
 
     def _tensor(self, array: Array) -> Any:
         if array.flags.writeable:
@@ -123,6 +128,14 @@ class OpenVinoSession(OpenedSession):
 def missing() -> str | None:
     """Why OpenVINO cannot run here, or None. Looks, does not import."""
     return None if find_spec("openvino") else f"the package openvino is not installed ({REMEDY_INSTALL})"
+
+
+@cache
+def unfit(precision: Precision) -> str | None:
+    """Say why OpenVINO gives wrong numbers for a precision on this machine, or None where it gives the graph's own."""
+    if precision == "int8" and saturates_int8():
+        return "int8 products overflow on this processor (x86 without VNNI), and its answers are wrong"
+    return None
 
 
 def imported_openvino() -> Any:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import weakref
 from collections.abc import Callable
+from threading import Lock
 from typing import Generic, TypeVar
 
 import numpy as np
@@ -16,22 +17,23 @@ T = TypeVar("T")
 class Residents(Generic[T]):
     """Backend values by array. An entry lives as long as its array; dead ones are released when a new one comes.
 
-    release: what giving a value back takes, such as freeing device memory.
+    Sessions of several threads may share them.   release: what giving a value back takes, such as freeing device memory.
     """
 
     def __init__(self, release: Callable[[T], None] = lambda value: None) -> None:
-        self._release = release
+        self._release, self._one = release, Lock()
         self._entries: dict[int, tuple[weakref.ref[Array], T]] = {}
 
     def of(self, array: Array, make: Callable[[Array], T]) -> T:
         """The value of this very array, made on first sight. Only for arrays that are `unchanging`."""
-        known = self._entries.get(id(array))
-        if known is not None and known[0]() is array:  # an id may be used again after its array died
-            return known[1]
-        self._sweep()
-        value = make(array)
-        self._entries[id(array)] = weakref.ref(array), value
-        return value
+        with self._one:
+            known = self._entries.get(id(array))
+            if known is not None and known[0]() is array:  # an id may be used again after its array died
+                return known[1]
+            self._sweep()
+            value = make(array)
+            self._entries[id(array)] = weakref.ref(array), value
+            return value
 
     def clear(self) -> None:
         """Release everything. Twice is harmless."""

@@ -66,9 +66,10 @@ class _Buffer:
 
 
 class TensorRtSession(OpenedSession):
-    """One engine on one GPU. Implements posekit.runtime.session.Session; also a context manager.
+    """One engine on one GPU. Implements posekit.runtime.session.SharedSession; also a context manager.
 
-    Inputs that cannot change (resident.py) are copied to the device once, all others at every run.
+    Inputs that cannot change (resident.py) are copied to the device once, all others at every run. Twins share the
+    engine; stream, contexts, CUDA graphs and memory, a bank's on the device among it, are each one's own.
     """
 
     def __init__(
@@ -100,7 +101,7 @@ class TensorRtSession(OpenedSession):
         self._ranges = {s.name: engine.get_tensor_profile_shape(s.name, 0) for s in self._inputs}
         self._buffers: dict[str, _Buffer] = {}
         self._prepared: dict[Key, _Prepared] = {}
-        self._residents: Residents[int] = Residents(self._release)
+        self._residents: Residents[int] = Residents(self._free_resident)
         self._scratch = 0
         with driver.current(), listening(module) as log:
             self._stream = driver.stream()
@@ -124,9 +125,14 @@ class TensorRtSession(OpenedSession):
     def backend(self) -> str:
         return f"{self._backend}, " + (f"no CUDA graphs ({self._no_graphs})" if self._no_graphs else "CUDA graphs")
 
-    def run(self, feed: Feed) -> dict[str, npt.NDArray[np.generic]]:
-        """Run once; the next run writes into the same outputs. Raises SpecError, BackendError."""
-        self._check(feed)
+    def twin(self) -> TensorRtSession:
+        """See OpenedSession.twin. Raises BackendError: closed, no memory."""
+        self._check_open()
+        specs = {"inputs": self._inputs, "outputs": self._outputs}
+        return TensorRtSession(self._engine, self._module, self._driver, **specs, engine_origin=self.engine_origin)
+
+    def _run(self, feed: Feed) -> dict[str, npt.NDArray[np.generic]]:
+        """The next run writes into the same outputs."""
         self._check_ranges(feed)
         driver, (started, fed, computed, done) = self._driver, self._events
         with driver.current():
@@ -150,14 +156,11 @@ class TensorRtSession(OpenedSession):
             pairs = zip(("h2d", "gpu", "d2h"), self._events, self._events[1:], strict=False)
             return {name: self._driver.elapsed_ms(start, end) for name, start, end in pairs}
 
-    def close(self) -> None:
-        """Give back graphs, contexts, device memory, the stream and the engine. Twice is harmless.
+    def _release(self) -> None:
+        """Graphs, contexts, device memory and the stream, and the engine if no twin has it.
 
         Host buffers go with the last array that looks into them, so results stay readable.
         """
-        if not self._open:
-            return
-        self._open = False
         driver = self._driver
         with driver.current():
             driver.synchronise(self._stream)
@@ -201,7 +204,7 @@ class TensorRtSession(OpenedSession):
         self._driver.synchronise(self._stream)  # before `plain` goes
         return pointer
 
-    def _release(self, pointer: int) -> None:
+    def _free_resident(self, pointer: int) -> None:
         """Of a resident whose array is gone; what was captured with its address goes too."""
         self._forget([key for key in self._prepared if any(address == pointer for _, address in key)])
         self._driver.free(pointer)

@@ -37,6 +37,7 @@ LINE = re.compile(
     r"Outputs: \[(?P<outputs>.*?)\], TacticName: (?P<tactic>.*?), StreamId: .*?Metadata: (?P<metadata>.*)$"
 )
 ONNX_LAYER = re.compile(r"\[ONNX Layer: ([^\]]*)\]")
+INSIDE = " | "  # between a node and what it is inside of
 
 
 @dataclass(frozen=True)
@@ -85,8 +86,13 @@ def _kernel_of_line(line: re.Match[str]) -> Kernel:
         tuple(type_named(word) for word in re.findall(r"Datatype: (\w+)", line[part]))
         for part in ("inputs", "constants", "outputs")
     )
-    nodes = tuple(ONNX_LAYER.findall(line["metadata"]))
+    nodes = _nodes_named(line["metadata"])
     return Kernel(line["name"], line["kind"], inputs, constants, outputs, nodes)
+
+
+def _nodes_named(metadata: str) -> tuple[str, ...]:
+    """Of a node in a branch the name alone: TensorRT writes `mul | then_graph (then_branch) | if (If)`."""
+    return tuple(name.partition(INSIDE)[0] for name in ONNX_LAYER.findall(metadata))
 
 
 def kernels_of(module: Any, engine: Any) -> tuple[Kernel, ...]:
@@ -109,7 +115,7 @@ def kernels_from_inspector(text: str) -> tuple[Kernel, ...]:
 def _kernel(layer: Mapping[str, Any]) -> Kernel:
     weights = [layer[k]["Type"] for k in ("Weights", "Bias") if isinstance(layer.get(k), dict) and "Type" in layer[k]]
     constants = (*_types(layer.get("Constants")), *map(type_named, weights))
-    nodes = tuple(ONNX_LAYER.findall(str(layer.get("Metadata", ""))))
+    nodes = _nodes_named(str(layer.get("Metadata", "")))
     return Kernel(
         str(layer.get("Name", "")),
         str(layer.get("LayerType", "")),

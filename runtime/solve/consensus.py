@@ -12,6 +12,7 @@ from posekit.runtime.solve.pairs import Pairs, Poses, seen, together
 CONFIDENCE = 0.9999
 TRIPLES, MOST_TRIPLES = 32, 256  # at a time: few while the pairs may be good, more when they turn out not to be
 FIRST_PAIRS, MOST_PAIRS = 64, 256  # that judge every pose, and the best ones
+PROMISING = 64  # poses of a round that are looked at by more pairs
 BEST = 4  # poses of a round that are fitted
 WIDTHS, STEPS = (3.0, 1.5), 2  # of that fit
 
@@ -19,24 +20,29 @@ WIDTHS, STEPS = (3.0, 1.5), 2  # of that fit
 def consensus(pairs: Pairs, iterations: int) -> Poses:
     """The best poses of at most `iterations` triples, fitted, best first; none when no triple has one.
 
-    Ends as soon as a triple without an outlier was drawn with CONFIDENCE. The best of every round are fitted to all
-    pairs near them (locally optimised RANSAC: Chum et al. 2003), since a pose of three noisy pairs has few friends.
+    Ends as soon as a triple without an outlier was drawn with CONFIDENCE. Whatever beats all triples before it is fitted
+    to all pairs near it (locally optimised RANSAC: Chum et al. 2003), since a pose of three noisy pairs has few friends.
     """
     rng = np.random.default_rng(0)  # the same pairs give the same pose
     pairs = pairs.part(rng.permutation(len(pairs))[:MOST_PAIRS])
     first, rays = pairs.part(slice(FIRST_PAIRS)), _rays(pairs)
-    best, drawn, triples, enough = Poses(np.zeros((0, 3, 3)), np.zeros((0, 3))), 0, TRIPLES, float(iterations)
+    best, least = Poses(np.zeros((0, 3, 3)), np.zeros((0, 3))), np.inf
+    drawn, triples, enough = 0, TRIPLES, float(iterations)
     while drawn < enough:
         chosen = rng.integers(len(pairs), size=(min(triples, iterations - drawn), 3))
         drawn, triples = drawn + len(chosen), min(2 * triples, MOST_TRIPLES)
         found = p3p(pairs.points[chosen], rays[chosen])
-        if len(found):
-            found = found.part(np.argsort(cost(found, first))[: 4 * BEST])
-            found = found.part(np.argsort(cost(found, pairs))[:BEST])
-            best = together([best, fitted(found, pairs, WIDTHS, STEPS)])
-            best = best.part(np.argsort(cost(best, pairs), kind="stable")[:BEST])
-            good = (seen(best.part(slice(1)), pairs).squared_px < pairs.threshold_px**2).mean()
-            enough = min(iterations, _triples_enough(float(good)))
+        found = found.part(np.argsort(cost(found, first))[:PROMISING])
+        costs = cost(found, pairs)
+        promising = np.flatnonzero(costs < least)
+        if not len(promising):
+            continue
+        least = float(costs.min())
+        found = found.part(promising[np.argsort(costs[promising])[:BEST]])
+        best = together([best, fitted(found, pairs, WIDTHS, STEPS)])
+        best = best.part(np.argsort(cost(best, pairs), kind="stable")[:BEST])
+        good = (seen(best.part(slice(1)), pairs).squared_px < pairs.threshold_px**2).mean()
+        enough = min(iterations, _triples_enough(float(good)))
     return best
 
 

@@ -66,7 +66,7 @@ class Seen(NamedTuple):
 
 
 def seen(poses: Poses, pairs: Pairs) -> Seen:
-    turned = (poses.R.reshape(-1, 3) @ pairs.points.T).reshape(len(poses), 3, -1)
+    turned = (poses.R.reshape(-1, 3) @ pairs.points.T).reshape(len(poses), 3, len(pairs))
     placed = turned + poses.t[:, :, None]
     z = placed[:, 2]
     front = z > LEAST_DEPTH

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from itertools import permutations
 
 import numpy as np
@@ -13,7 +14,7 @@ from hypothesis import strategies as st
 from posekit.benchmarks.accuracy import Accuracy, TruthScore, accuracy_from, box_iou, image_scores, matches
 from posekit.benchmarks.pose_error import ScoredObject
 from posekit.runtime.bop import TrueObject
-from posekit.runtime.detection import Detection, PoseEstimate
+from posekit.runtime.detection import Detection, PoseEstimate, Reason, Unposed
 from posekit.runtime.errors import InputError
 from posekit.runtime.intrinsics import Intrinsics
 from posekit.runtime.pose import Pose
@@ -41,7 +42,7 @@ def found(pose: Pose = AHEAD, object_id: int = 1, score: float = 0.9, box: np.nd
     return PoseEstimate(object_id, score, pose, Detection(object_id, 1.0, box))
 
 
-def scored(truth: list[TrueObject], estimates: list[PoseEstimate]) -> list[TruthScore]:
+def scored(truth: list[TrueObject], estimates: Sequence[PoseEstimate | Unposed]) -> list[TruthScore]:
     return image_scores(truth, estimates, OBJECTS, CAMERA)
 
 
@@ -107,6 +108,14 @@ def test_a_box_counts_as_found_from_half_overlap_on() -> None:
     assert scored([true()], [found(box=half)])[0].detected
     assert not scored([true()], [found(box=half + [3, 0, 3, 0])])[0].detected
     assert scored([true(box=None)], [found()])[0].detected is None
+
+
+def test_a_box_without_a_pose_found_its_object_which_is_missed_all_the_same() -> None:
+    unposed = [Unposed(Detection(1, 1.0, box), Reason.NO_CONSENSUS) for box in (BOX + 300, BOX)]
+    (score,) = scored([true()], unposed)
+    assert (score.detected, score.errors, score.correct_add) == (True, None, False)
+    assert not scored([true()], unposed[:1])[0].detected
+    assert not scored([true()], [Unposed(Detection(2, 1.0, BOX), Reason.NO_CONSENSUS)])[0].detected
 
 
 @given(st.lists(st.lists(st.floats(0, 10), min_size=3, max_size=3), max_size=4), st.floats(0.1, 20))

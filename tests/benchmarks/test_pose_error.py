@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import builtins
 import sys
 from collections.abc import Callable
 from typing import Any
@@ -23,7 +22,7 @@ from posekit.benchmarks.pose_error import (
     rotation_translation_errors,
     scored_object_from,
 )
-from posekit.runtime.errors import BackendError, InputError
+from posekit.runtime.errors import InputError
 from posekit.runtime.intrinsics import Intrinsics
 from posekit.runtime.pose import Array, Pose, rotation_from_rotvec
 from posekit.runtime.symmetry import Symmetries
@@ -61,7 +60,7 @@ def test_exact_poses_have_no_error(pose: Pose) -> None:
     for scored in (NO_SYMMETRY, bottle()):
         errors = pose_errors(pose, pose, scored, CAMERA)
         for name, value in vars(errors).items():
-            assert value == pytest.approx(0, abs=1e-7), name
+            assert value is None or value == pytest.approx(0, abs=1e-7), name
 
 
 @settings(max_examples=30)
@@ -84,7 +83,7 @@ def test_turning_either_pose_by_a_symmetry_changes_nothing(a: Pose, b: Pose, i: 
     ta, tb = turned(a, scored.transforms[i]), turned(b, scored.transforms[j])
     assert mssd_m(ta, tb, scored) == pytest.approx(mssd_m(a, b, scored), abs=1e-9)
     assert mspd_px(ta, tb, scored, CAMERA) == pytest.approx(mspd_px(a, b, scored, CAMERA), abs=1e-5)
-    assert adds_m(ta, tb, scored) == pytest.approx(adds_m(a, b, scored), abs=1e-9)
+    assert adds_m(ta, tb, scored) == pytest.approx(adds_m(a, b, scored), abs=1e-7)
     expected = rotation_translation_errors(a, b, scored.transforms)
     assert rotation_translation_errors(ta, tb, scored.transforms)[0] == pytest.approx(expected[0], abs=1e-6)
 
@@ -94,11 +93,12 @@ def test_turning_either_pose_by_a_symmetry_changes_nothing(a: Pose, b: Pose, i: 
 def test_the_order_of_the_measures(a: Pose, b: Pose) -> None:
     """Nearest <= corresponding <= worst; symmetry only helps; the mean in pixels is not above the worst."""
     errors = pose_errors(a, b, NO_SYMMETRY, CAMERA)
-    assert errors.adds_m <= errors.add_m + 1e-12
+    assert adds_m(a, b, NO_SYMMETRY) <= errors.add_m + 1e-12
     assert errors.add_m <= errors.mssd_m + 1e-12
     assert errors.reprojection_px <= errors.mspd_px + 1e-9
     plain, symmetric = ScoredObject(2, "x", 0.16, bottle().vertices_m), bottle()
     assert mssd_m(a, b, symmetric) <= mssd_m(a, b, plain) + 1e-12
+    assert pose_errors(a, b, symmetric, CAMERA).adds_m == adds_m(a, b, symmetric)
     assert adds_m(a, b, symmetric) == pytest.approx(adds_m(a, b, plain))
 
 
@@ -186,15 +186,51 @@ def test_unusable_objects_are_refused() -> None:
             ScoredObject(1, "x", diameter, vertices, transforms)
 
 
-def test_without_scipy_add_s_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
+def tetrahedron(*transforms: Array) -> ScoredObject:
+    """A corner of three edges of a centimetre."""
+    corners = np.vstack([np.eye(3), np.zeros(3)]) * 0.01
+    return ScoredObject(1, "corner", 0.0142, corners, np.stack([np.eye(4), *transforms]))
+
+
+def test_golden_values_by_hand() -> None:
+    """The estimate is a quarter turn about z and 3 mm too far. Two corners move by sqrt(2) cm aside, two do not.
+
+    ADD-S: the corner on x is nearest to the corner at the origin, 1 cm away; the others find themselves. With the
+    quarter turn as a symmetry only the 3 mm are left: in pixels 600 * 0.01 * (1 - 1 / 1.003) for a corner 1 cm aside.
+    """
+    true, estimate = Pose(np.eye(3), np.array([0, 0, 1.0])), Pose.from_rotvec([0, 0, np.pi / 2], [0, 0, 1.003])
+    quarter = np.eye(4)
+    quarter[:3, :3] = estimate.R
+    plain, symmetric = tetrahedron(), tetrahedron(quarter)
+    assert add_m(estimate, true, plain.vertices_m) == pytest.approx((2 * (2e-4 + 9e-6) ** 0.5 + 2 * 0.003) / 4)
+    assert adds_m(estimate, true, plain) == pytest.approx(((1e-4 + 9e-6) ** 0.5 + 3 * 0.003) / 4)
+    assert mssd_m(estimate, true, plain) == pytest.approx((2e-4 + 9e-6) ** 0.5)
+    assert mssd_m(estimate, true, symmetric) == pytest.approx(0.003)
+    assert mspd_px(estimate, true, symmetric, CAMERA) == pytest.approx(6 * (1 - 1 / 1.003))
+
+
+@settings(max_examples=30)
+@given(poses, poses, st.integers(1, 60), st.integers(1, 5))
+def test_the_nearest_vertex_is_found_however_many_there_are(a: Pose, b: Pose, n: int, times: int) -> None:
+    """Also where vertices coincide, as at the seams of a texture."""
+    vertices = np.repeat(CLOUD[:n], times, axis=0)
+    scored = ScoredObject(1, "x", 0.2, vertices)
+    apart = np.linalg.norm(a.apply(vertices)[None] - b.apply(vertices)[:, None], axis=2)
+    assert adds_m(a, b, scored) == pytest.approx(apart.min(axis=1).mean(), abs=1e-7)
+
+
+def test_many_equal_vertices_are_no_trouble() -> None:
+    scored = ScoredObject(1, "x", 0.2, np.zeros((500, 3)))
+    assert adds_m(Pose.identity(), Pose(np.eye(3), np.array([0.3, 0, 0])), scored) == pytest.approx(0.3)
+
+
+def test_the_measure_of_an_object_without_symmetries_is_add() -> None:
+    assert pose_errors(Pose.identity(), Pose.identity(), NO_SYMMETRY, CAMERA).adds_m is None
+
+
+def test_nothing_but_opencv_is_needed(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A device has no SciPy."""
+    monkeypatch.setitem(sys.modules, "scipy", None)
     monkeypatch.setitem(sys.modules, "scipy.spatial", None)
-    real = builtins.__import__
-
-    def no_scipy(name: str, *args: Any, **kwargs: Any) -> Any:
-        if name.startswith("scipy"):
-            raise ModuleNotFoundError("No module named 'scipy'", name="scipy")
-        return real(name, *args, **kwargs)
-
-    monkeypatch.setattr(builtins, "__import__", no_scipy)
-    with pytest.raises(BackendError, match=r"posekit\[export\]"):
-        adds_m(Pose.identity(), Pose.identity(), ScoredObject(1, "x", 0.2, CLOUD))
+    moved = Pose(np.eye(3), np.array([0.0, 0.0, 1e-4]))
+    assert adds_m(moved, Pose.identity(), ScoredObject(1, "x", 0.2, CLOUD)) == pytest.approx(1e-4, rel=1e-3)

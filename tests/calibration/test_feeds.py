@@ -20,6 +20,7 @@ from posekit.runtime.backends.ort import OrtSession
 from posekit.runtime.bop import TrueObject
 from posekit.runtime.boxes import boxes_from, detections_from_truth
 from posekit.runtime.bundle import Bundle
+from posekit.runtime.detection import Detection
 from posekit.runtime.detector import letterbox
 from posekit.runtime.errors import CalibrationError, InputError, SourceError, SpecError
 from posekit.runtime.estimator import PoseEstimator
@@ -115,6 +116,13 @@ def test_foreign_objects_are_passed_over_and_samples_name_the_rest(folder: Path)
     assert {sample.object_id for sample in samples} == {1, 2}
     assert [s.frame for s in samples[:4]] == ["0.png", "0.png", "0.png", "1.png"]
     assert all(sample.cam_from_obj is None for sample in samples)
+
+
+def test_boxes_of_which_no_crop_can_be_cut_are_passed_over(folder: Path) -> None:
+    feeds = crop_feeds(folder)
+    bad = [Detection(1, 0.9, np.array(box)) for box in ([500.0, 5, 520, 25], [5.0, 5, 5.5, 25])]
+    mixed = replace(feeds, boxes=lambda frame: [bad[0], *feeds.boxes(frame), bad[1]])
+    np.testing.assert_array_equal(joined(mixed)["box"], joined(feeds)["box"])
 
 
 def test_a_limit_takes_the_same_from_each_object(folder: Path) -> None:

@@ -2,25 +2,28 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+import cv2
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from toy_networks import SIZE, Recorded, scene, scenes
+from toy_networks import SIZE, K, Recorded, scene, scenes
 
 from posekit.calibration.feeds import CropFeeds, Portion, Sample, recorded_frames
 from posekit.calibration.fitness import MIN_CROPS, Fitness, check_fitness, fitness_of
 from posekit.export.viewsphere import view_rotations, viewsphere
 from posekit.runtime.bop import objects_from_models_info
 from posekit.runtime.boxes import boxes_from
-from posekit.runtime.crop import PRESETS
+from posekit.runtime.crop import PRESETS, CropPreset
+from posekit.runtime.detection import Detection
 from posekit.runtime.errors import CalibrationError
 from posekit.runtime.manifest import ObjectEntry
 from posekit.runtime.pose import Pose
+from posekit.runtime.sources import Frame
 from posekit.runtime.tensor import TensorSpec
 
 FEW = scenes(4)
@@ -60,6 +63,9 @@ def test_good_data_passes_with_its_figures() -> None:
             [scene(i) for i in range(56)] + [noise(i) for i in range(8)],
             r"8 of 64 crops that look like noise.*at most 6",
         ),
+        ([scene(i) // 8 for i in range(64)], r"64 of 64 crops nearly black, nearly white or nearly grey"),
+        ([255 - scene(i) // 8 for i in range(64)], r"64 of 64 crops nearly black, nearly white or nearly grey"),
+        ([110 + scene(i) // 8 for i in range(64)], r"64 of 64 crops nearly black, nearly white or nearly grey"),
         ([np.full((SIZE, SIZE, 3), i, np.uint8) for i in range(64)], r"64 of 64 crops with fewer than 16"),
         ([scene(i) // 255 for i in range(64)], r"64 of 64 crops with fewer than 16"),
         ([normalised(i) for i in range(64)], r"crops with fewer than 16"),
@@ -68,6 +74,71 @@ def test_good_data_passes_with_its_figures() -> None:
 def test_unfit_data_is_refused_with_numbers(pictures: list[np.ndarray], message: str) -> None:
     with pytest.raises(CalibrationError, match=message):
         checked(pictures)
+
+
+class Boxed(Recorded):
+    """Crops of boxes of so many pixels in their frames; every third box is off where `off` says so."""
+
+    side_px: float = SIZE
+    off: bool = False
+
+    def __iter__(self) -> Iterator[Portion]:
+        for portion in super().__iter__():
+            box = np.array([0.0, 0.0, self.side_px, self.side_px])
+            rows = tuple(
+                replace(row, box_xyxy_px=box, off=self.off and int(row.frame) % 3 == 0) for row in portion.samples
+            )
+            yield Portion(portion.feed, rows)
+
+
+def boxed(pictures: list[np.ndarray], side_px: float = SIZE, off: bool = False) -> Boxed:
+    source = Boxed(pictures)
+    object.__setattr__(source, "side_px", side_px)
+    object.__setattr__(source, "off", off)
+    return source
+
+
+@pytest.mark.parametrize("side", [8, 12, 16, 24, 32])
+def test_noise_is_seen_in_crops_that_were_enlarged(side: int) -> None:
+    """A small box: between the pixels of the frame, those of the crop are smooth."""
+
+    def enlarged(picture: np.ndarray) -> np.ndarray:
+        small = cv2.resize(picture, (side, side), interpolation=cv2.INTER_AREA)
+        return np.asarray(cv2.resize(small, (224, 224), interpolation=cv2.INTER_LINEAR))
+
+    inputs = (TensorSpec("crops", "uint8", ("batch", 224, 224, 3)), K)
+    rng = np.random.default_rng(0)
+    pure = [enlarged(rng.integers(0, 256, (side, side, 3), dtype=np.uint8)) for _ in range(40)]
+    smooth = [enlarged(scene(i, 224)) for i in range(40)] if side >= 16 else []  # waves of 4 px are none any more
+    for pictures, noisy in ((pure, 40), (smooth, 0)):
+        source = boxed(pictures, side)
+        object.__setattr__(source, "inputs", inputs)
+        assert fitness_of(source).noisy == noisy
+
+
+def test_boxes_that_lie_off_the_objects_are_refused() -> None:
+    fitness = fitness_of(boxed(list(scenes(40).pictures), off=True))
+    assert fitness.off == 14
+    with pytest.raises(CalibrationError, match=r"14 of 40 boxes with no such object at them.*at most 4"):
+        check_fitness(fitness)
+
+
+def test_a_box_is_off_where_the_truth_has_no_such_object_there(data_dir: Path) -> None:
+    """Boxes of real frames, moved by their own width, and named after another object."""
+    root = data_dir / "ycbv"
+    facts = objects_from_models_info(root / "models" / "models_info.json")
+    objects = [ObjectEntry(i, str(i), f.diameter_m, (-1, -1, -1), (1, 1, 1), "") for i, f in facts.items()]
+    true = boxes_from("gt")
+
+    def moved(frame: Frame) -> list[Detection]:
+        return [replace(d, box_xyxy_px=d.box_xyxy_px + (d.box_xyxy_px[2] - d.box_xyxy_px[0])) for d in true(frame)]
+
+    crops = (TensorSpec("crops", "uint8", ("batch", 64, 64, 3)),)
+    for boxes, share in ((true, 0.0), (moved, 1.0)):
+        source = CropFeeds(recorded_frames(root / "test"), boxes, objects, CropPreset("square", 64), crops, 24)
+        fitness = fitness_of(source, object_ids=[*(o.id for o in objects), 99])
+        assert fitness.off == share * fitness.crops
+        assert fitness.unseen == (99,)
 
 
 @pytest.mark.parametrize(
@@ -166,7 +237,7 @@ def test_real_frames_are_fit(data_dir: Path, name: str, preset: str) -> None:
     facts = objects_from_models_info(data_dir / name / "models" / "models_info.json")
     objects = [ObjectEntry(i, str(i), f.diameter_m, (-1, -1, -1), (1, 1, 1), "x") for i, f in facts.items()]
     crop = PRESETS[preset]
-    inputs = (TensorSpec("crops", "uint8", ("batch", crop.size_px, crop.size_px, 3)),)
+    inputs = (TensorSpec("crops", "uint8", ("batch", crop.side_px, crop.side_px, 3)),)
     source = CropFeeds(recorded_frames(data_dir / name), boxes_from("gt"), objects, crop, inputs, 64)
     fitness = fitness_of(source, viewsphere(42))
     check_fitness(fitness)

@@ -11,6 +11,7 @@ import onnxruntime
 import pytest
 from toy_networks import WEIGHTED, Recorded, scenes, toy_network
 
+from posekit.calibration import ranges
 from posekit.calibration.nodes import weighted_nodes
 from posekit.calibration.ranges import METHODS, PERCENTILE, RangeTable, calibrate
 from posekit.runtime.errors import CalibrationError, PrecisionError
@@ -72,6 +73,47 @@ def test_order_and_batches_change_nothing(method: str) -> None:
     turned = Recorded(SCENES.pictures[::-1], batch=3)
     rows, others = (calibrate(toy_network(), s.feeds, method).ranges for s in (SCENES, turned))
     assert rows == others
+
+
+def magnitudes(values: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    reach = float(np.abs(values).max())
+    counts, edges = np.histogram(values, ranges.BINS, (-reach, reach))
+    return counts.astype(np.int64), edges.astype(np.float32)
+
+
+@pytest.mark.parametrize("rectified", [False, True])
+@pytest.mark.parametrize("draw", ["normal", "laplace"])
+def test_entropy_keeps_the_bulk_of_smooth_values(draw: str, rectified: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Ranges that cost a network its answers cut into the bulk; zeros, half of what a ReLU gives, are no reason to."""
+    monkeypatch.setattr(ranges, "BINS", 2048)
+    values = getattr(np.random.default_rng(0), draw)(size=200_000)
+    values = np.maximum(values, 0) if rectified else values
+    amax = METHODS["entropy"].amax
+    assert amax is not None
+    found = amax(magnitudes(values), float(values.min()), float(values.max()))
+    assert found <= np.abs(values).max() * (1 + 1e-6)
+    assert np.mean(np.abs(values) > found) < 2e-3
+    rounded = np.clip(np.rint(values / (found / 127)), -127, 127) * (found / 127)
+    assert np.dot(values, rounded) / np.linalg.norm(values) / np.linalg.norm(rounded) > 0.999
+
+
+@pytest.mark.parametrize("share", [0.1, 0.25, 0.6])
+def test_entropy_does_not_cut_at_a_value_that_many_have(share: float, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Pixels of a letterboxed image: a quarter of them are the grey around it."""
+    monkeypatch.setattr(ranges, "BINS", 2048)
+    rng = np.random.default_rng(2)
+    pixels = np.where(rng.random(200_000) < share, 114, rng.integers(0, 256, 200_000)).astype(np.float64)
+    amax = METHODS["entropy"].amax
+    assert amax is not None
+    assert amax(magnitudes(pixels), 0.0, 255.0) > 250
+
+
+def test_entropy_leaves_a_lone_outlier_out(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(ranges, "BINS", 2048)
+    values = np.append(np.random.default_rng(1).normal(size=100_000), 60.0)
+    amax = METHODS["entropy"].amax
+    assert amax is not None
+    assert 3.5 < amax(magnitudes(values), float(values.min()), 60.0) < 15
 
 
 def test_values_that_are_nearly_all_zero_keep_a_range() -> None:

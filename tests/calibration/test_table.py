@@ -46,6 +46,7 @@ def test_what_was_kept_is_read_back_equal(tmp_path: Path) -> None:
         table_key(b"graph", "d" * 64, "{}", "entropy"),
         replace(KEY, options={"percentile": 99.9}),
         replace(KEY, onnxruntime="0.1"),
+        replace(KEY, code="c" * 64),
         replace(KEY, format=0),
     ],
 )

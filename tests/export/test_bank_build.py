@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,15 +15,14 @@ import trimesh
 from posekit.export import bank
 from posekit.export.bank import (
     BATCH,
-    bank_rotations,
     build_bank,
-    grid_side,
+    grid_wh,
     place_weights,
     template_box,
     template_camera,
 )
+from posekit.export.bank_recipe import BankRecipe, bank_rotations
 from posekit.export.mesh import ObjectModel, model_from_arrays, transformed
-from posekit.export.recipe import BankRecipe
 from posekit.export.render import Renderer, headlight, shade
 from posekit.runtime.bank import TemplateBank, bank_from_bytes, check_bank_fits
 from posekit.runtime.crop import CropPreset, crop, crop_warp
@@ -35,7 +35,7 @@ from posekit.runtime.records import json_from_record
 from posekit.runtime.tensor import Feed, TensorSpec
 
 PRESET = CropPreset("square", 64)
-SMALL = BankRecipe(sphere=42, in_plane_steps=4, supersample=1)
+SMALL = BankRecipe(42, 4, "render", precision="fp32", supersample=1, search="flat")
 SHA = "0" * 64
 
 
@@ -139,7 +139,7 @@ def test_where_the_meshs_origin_is_does_not_matter(model: ObjectModel, toy: Temp
 
 
 def test_turning_a_picture_is_nearly_rendering_it_turned(model: ObjectModel, toy: TemplateBank, tmp_path: Path) -> None:
-    turned = built(model, tmp_path / "turned.safetensors", BankRecipe(42, 4, "rotate", supersample=1))
+    turned = built(model, tmp_path / "turned.safetensors", replace(SMALL, in_plane="rotate"))
     np.testing.assert_array_equal(turned.R, toy.R)
     np.testing.assert_array_equal(
         turned.matched["templates"][..., ::4], toy.matched["templates"][..., ::4]
@@ -161,7 +161,7 @@ def test_turning_a_picture_is_nearly_rendering_it_turned(model: ObjectModel, toy
 def test_a_coarse_bank_has_the_same_views_and_their_sketches(
     model: ObjectModel, toy: TemplateBank, tmp_path: Path
 ) -> None:
-    coarse = built(model, tmp_path / "coarse.safetensors", BankRecipe(42, 4, supersample=1, search="coarse"))
+    coarse = built(model, tmp_path / "coarse.safetensors", replace(SMALL, search="coarse"))
     assert (toy.search, coarse.search) == ("flat", "coarse")
     rows = coarse.matched["templates"].reshape(168, -1) * coarse.matched["weights"][:, None]
     np.testing.assert_array_equal(coarse.matched["templates"].transpose(1, 2, 0), toy.matched["templates"])
@@ -172,11 +172,11 @@ def test_a_coarse_bank_has_the_same_views_and_their_sketches(
 
 def test_a_coarse_bank_needs_more_views_than_a_shortlist(model: ObjectModel, tmp_path: Path) -> None:
     with pytest.raises(ExportError, match="coarse bank: got 42, expected at least 128"):
-        built(model, tmp_path / "bank", BankRecipe(42, 1, search="coarse"))
+        built(model, tmp_path / "bank", replace(SMALL, in_plane_steps=1, search="coarse"))
 
 
 def test_fp16_halves_the_templates_and_nothing_else(model: ObjectModel, toy: TemplateBank, tmp_path: Path) -> None:
-    half = built(model, tmp_path / "half.safetensors", BankRecipe(42, 4, precision="fp16", supersample=1))
+    half = built(model, tmp_path / "half.safetensors", replace(SMALL, precision="fp16"))
     assert half.matched["templates"].dtype == np.float16
     assert half.metadata["precision"] == "fp16"
     np.testing.assert_allclose(half.matched["templates"].astype(np.float32), toy.matched["templates"], atol=5e-4)
@@ -186,7 +186,7 @@ def test_fp16_halves_the_templates_and_nothing_else(model: ObjectModel, toy: Tem
 def test_equal_input_gives_equal_bytes_in_memory_or_through_a_file(
     model: ObjectModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    recipe = BankRecipe(42, 1, max_angle_deg=90, supersample=1)
+    recipe = replace(SMALL, in_plane_steps=1, max_angle_deg=90)
     built(model, tmp_path / "memory", recipe)
     monkeypatch.setattr(bank, "IN_MEMORY_BYTES", 0)
     built(model, tmp_path / "file", recipe)
@@ -207,7 +207,7 @@ def test_a_full_disk_is_an_output_error(model: ObjectModel, tmp_path: Path, monk
 
 def test_progress_ends_at_all_views(model: ObjectModel, tmp_path: Path) -> None:
     seen: list[tuple[int, int]] = []
-    recipe = BankRecipe(42, 1, supersample=1)
+    recipe = replace(SMALL, in_plane_steps=1)
     build_bank(
         tmp_path / "bank", Patches(), SHA, model, 7, PRESET, recipe, lambda done, total: seen.append((done, total))
     )
@@ -216,7 +216,7 @@ def test_progress_ends_at_all_views(model: ObjectModel, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(("max_angle_deg", "count"), [(180, 642), (90, 301), (30, 42)])
 def test_views_within_an_angle(max_angle_deg: float, count: int) -> None:
-    rotations = bank_rotations(BankRecipe(642, 2, max_angle_deg=max_angle_deg))
+    rotations = bank_rotations(replace(SMALL, sphere=642, in_plane_steps=2, max_angle_deg=max_angle_deg))
     directions = -rotations[:, 2]  # from the object to the camera
     angles_deg = np.rad2deg(np.arccos(np.clip(directions[:, 2], -1, 1)))
     assert (angles_deg <= max_angle_deg + 1e-9).all()
@@ -229,8 +229,8 @@ def test_views_within_an_angle(max_angle_deg: float, count: int) -> None:
 
 
 def test_too_few_views_are_refused() -> None:
-    with pytest.raises(ExportError, match="at least 5"):
-        bank_rotations(BankRecipe(42, 1, max_angle_deg=20))
+    with pytest.raises(ExportError, match="at least 16"):
+        bank_rotations(replace(SMALL, in_plane_steps=1, max_angle_deg=20))
 
 
 def test_a_camera_inside_the_object_is_refused(model: ObjectModel) -> None:
@@ -254,9 +254,23 @@ def test_a_picture_that_shows_nothing_is_refused() -> None:
 @pytest.mark.parametrize("places", [2, 63, 200])
 def test_places_that_are_no_square_grid_are_refused(places: int, model: ObjectModel, tmp_path: Path) -> None:
     with pytest.raises(ExportError, match=f"{places} places"):
-        grid_side(places)
+        grid_wh(places, (64, 64))
     with pytest.raises(ExportError, match=f"{places} places"):
         build_bank(tmp_path / "bank", Patches(places), SHA, model, 7, PRESET, SMALL)
+
+
+@pytest.mark.parametrize(
+    ("places", "wh_px", "grid"),
+    [(768, (192, 256), (24, 32)), (768, (256, 192), (32, 24)), (8, (32, 64), (2, 4)), (1, (32, 48), (1, 1))],
+)
+def test_places_are_in_the_crops_aspect_ratio(places: int, wh_px: tuple[int, int], grid: tuple[int, int]) -> None:
+    assert grid_wh(places, wh_px) == grid
+
+
+@pytest.mark.parametrize(("places", "wh_px"), [(64, (32, 64)), (6, (64, 64)), (2, (32, 48)), (0, (32, 48))])
+def test_places_in_another_aspect_ratio_are_refused(places: int, wh_px: tuple[int, int]) -> None:
+    with pytest.raises(ExportError, match="aspect ratio"):
+        grid_wh(places, wh_px)
 
 
 def test_a_place_counts_when_any_pixel_of_the_object_is_in_it() -> None:
@@ -264,10 +278,10 @@ def test_a_place_counts_when_any_pixel_of_the_object_is_in_it() -> None:
     mask[8:16, 8:16] = True  # exactly one place of 8 x 8
     mask[40, 63] = True  # one pixel of another
     whole = crop_warp((-0.5, -0.5, 63.5, 63.5), PRESET, (64, 64))
-    weights = place_weights(mask, whole, 64, 64)
+    weights = place_weights(mask, whole, (64, 64), 64)
     assert np.flatnonzero(weights).tolist() == [1 * 8 + 1, 5 * 8 + 7]
     assert weights.max() == 0.5
-    assert place_weights(mask, whole, 64, 1).tolist() == [1.0]
+    assert place_weights(mask, whole, (64, 64), 1).tolist() == [1.0]
 
 
 def test_no_view_is_without_weights(toy: TemplateBank) -> None:

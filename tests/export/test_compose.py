@@ -50,7 +50,7 @@ def crops_of(views: Views, preset: CropPreset, **options: Any) -> list[TrainingC
 @pytest.mark.parametrize("preset", [SQUARE, DZI], ids=lambda p: p.rule)
 @pytest.mark.parametrize("label", range(3))
 def test_coordinates_project_onto_their_own_cells(small_views: Views, preset: CropPreset, label: int) -> None:
-    centres = (np.arange(GRID) + 0.5) * preset.size_px / GRID - 0.5
+    centres = (np.arange(GRID) + 0.5) * preset.side_px / GRID - 0.5
     for one in crops_of(small_views, preset, label=label):
         assert one.label == label
         rows, columns = np.nonzero(one.mask)
@@ -91,7 +91,7 @@ def test_the_pixels_show_the_object_where_the_truth_says(small_views: Views, mon
     blue = np.array([0, 0, 255], np.uint8)
     monkeypatch.setattr(compose, "background", lambda rng, size_px: np.tile(blue, (size_px, size_px, 1)))
     monkeypatch.setattr(compose, "photographed", lambda rgb, rng: rgb)
-    cells = np.rint((np.arange(GRID) + 0.5) * DZI.size_px / GRID - 0.5).astype(int)
+    cells = np.rint((np.arange(GRID) + 0.5) * DZI.side_px / GRID - 0.5).astype(int)
     for one in crops_of(small_views, DZI, occlusion=0.0, label=0):
         shown = (one.pixels[cells[:, None], cells] != blue).any(axis=-1)
         assert (shown == one.mask).mean() > 0.9

@@ -168,6 +168,50 @@ def test_names_are_read_as_a_literal_and_nothing_else(names: str, tmp_path: Path
         labels_from_onnx(saved(toy, tmp_path))
 
 
+@pytest.mark.parametrize(("opset", "raised"), [(11, 13), (12, 13), (13, 13), (17, 17)])
+def test_an_opset_that_cannot_say_int8_is_raised_for_it(opset: int, raised: int, tmp_path: Path) -> None:
+    path = saved(toy_detector("yolox", opset=opset), tmp_path)
+    kept, for_int8 = (detector_graph_from_onnx(path, "yolox", CLASSES, int8=int8) for int8 in (False, True))
+    assert kept.opset_import[0].version == opset
+    assert for_int8.opset_import[0].version == raised
+    feed = {"image": np.random.default_rng(3).integers(0, 256, kept_shape(kept), dtype=np.uint8)}
+    before, after = (session_of(model).run(feed)["predictions"] for model in (kept, for_int8))
+    np.testing.assert_array_equal(before, after)
+
+
+def kept_shape(model: onnx.ModelProto) -> list[int]:
+    return [dim.dim_value for dim in model.graph.input[0].type.tensor_type.shape.dim]
+
+
+def test_an_opset_that_cannot_be_raised_is_refused_for_int8_alone(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fails(model: onnx.ModelProto, opset: int) -> onnx.ModelProto:
+        raise RuntimeError("Upsample: no conversion")
+
+    monkeypatch.setattr("onnx.version_converter.convert_version", fails)
+    path = saved(toy_detector("yolox", opset=11), tmp_path)
+    detector_graph_from_onnx(path, "yolox", CLASSES)
+    with pytest.raises(ExportError, match=r"opset 11, RuntimeError: Upsample.* opset 13, which int8 needs") as caught:
+        detector_graph_from_onnx(path, "yolox", CLASSES, int8=True)
+    assert "int8 out" in caught.value.remedy
+
+
+def test_one_that_means_something_else_in_a_later_opset_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def changes(model: onnx.ModelProto, opset: int) -> onnx.ModelProto:
+        other = onnx.ModelProto.FromString(model.SerializeToString())
+        weight = next(tensor for tensor in other.graph.initializer if len(tensor.dims) == 4)
+        weight.CopyFrom(numpy_helper.from_array(numpy_helper.to_array(weight) * np.float32(1.01), weight.name))
+        assert isinstance(other, onnx.ModelProto)
+        return other
+
+    monkeypatch.setattr("onnx.version_converter.convert_version", changes)
+    with pytest.raises(ExportError, match="differs by"):
+        detector_graph_from_onnx(saved(toy_detector("yolox", opset=12), tmp_path), "yolox", CLASSES, int8=True)
+
+
 def test_yolox_nano_finds_the_banana(data_dir: Path) -> None:
     """A real network on 20 real frames. Measured: found in 19, IoU with the visible box median 0.94, minimum 0.63."""
     from PIL import Image

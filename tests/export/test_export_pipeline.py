@@ -5,7 +5,9 @@ from __future__ import annotations
 import json
 import sys
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnx
@@ -15,18 +17,26 @@ import trimesh
 from onnx import helper, numpy_helper
 from safetensors.torch import save_file
 
-from posekit.bank_build import BankRequest, rebuild_bank
+from posekit.bank_build import BankRequest, SymmetryWish, add_object, rebuild_bank, symmetries_from_wish
 from posekit.export import pipeline
-from posekit.export.mesh import read_mesh
+from posekit.export.mesh import read_mesh, transformed, write_ply
 from posekit.export.pipeline import ExportReport, export_recipe
-from posekit.export.recipe import BankRecipe, ExportRecipe, recipe_from_toml
+from posekit.export.recipe import ExportRecipe, recipe_from_toml
 from posekit.export.recipe_networks import built_network
 from posekit.export.render import Renderer, headlight, shade
 from posekit.runtime.backends import open_session
 from posekit.runtime.bundle import Bundle
 from posekit.runtime.crop import PRESETS
 from posekit.runtime.detection import Detection, box_from_mask
-from posekit.runtime.errors import CheckpointError, MeshError, OutputError, PosekitError, RecipeError
+from posekit.runtime.errors import (
+    CheckpointError,
+    ExportError,
+    InputError,
+    MeshError,
+    OutputError,
+    PosekitError,
+    RecipeError,
+)
 from posekit.runtime.estimator import PoseEstimator
 from posekit.runtime.intrinsics import Intrinsics
 from posekit.runtime.object_model import object_model
@@ -97,7 +107,7 @@ checkpoint = "patches.safetensors"
 checkpoint_prefix = "net."
 crop = {rule = "square", size_px = 64}
 normalise = {mean = [0, 0, 0], std = [1, 1, 1]}
-bank = {sphere = 42, in_plane_steps = 4, supersample = 1}
+bank = {sphere = 42, in_plane_steps = 4, supersample = 1, search = "flat", precision = "fp32"}
 """
 REGRESS = """
 [[networks]]
@@ -152,7 +162,7 @@ def exported(folder: Path) -> ExportReport:
     stages: list[tuple[str, int, int]] = []
     report = export_recipe(recipe(folder, HEAD, FIND), folder / "toy.posekit", lambda *stage: stages.append(stage))
     names = list(dict.fromkeys(name for name, _, _ in stages))
-    assert names == ["objects", "graphs of find", "bank of brick for find", "pack"]
+    assert names == ["objects", "graphs of find", "bank of brick for find", "rejection of find", "pack"]
     assert all(any(s == (name, total, total) for s in stages) for name, _, total in stages)
     return report
 
@@ -160,7 +170,7 @@ def exported(folder: Path) -> ExportReport:
 def test_a_coarse_search_finds_the_same_poses(exported: ExportReport, folder: Path) -> None:
     """Through the whole road; and the bank can be built again without saying how it is searched."""
     coarse = folder / "coarse.posekit"
-    made = recipe(folder, HEAD, FIND.replace("supersample = 1", 'supersample = 1, search = "coarse"'))
+    made = recipe(folder, HEAD, FIND.replace('"flat"', '"coarse"'))
     export_recipe(made, coarse, lambda *stage: None)
     boxes = [np.array([200.0 + x, 150, 300 + x, 290]) for x in range(0, 200, 20)]
     frame = np.random.default_rng(0).integers(0, 256, (480, 640, 3), np.uint8)
@@ -173,11 +183,128 @@ def test_a_coarse_search_finds_the_same_poses(exported: ExportReport, folder: Pa
     for (flat, flat_score), (near, near_score) in zip(*found, strict=True):
         np.testing.assert_allclose(near, flat, atol=1e-6)
         assert near_score == pytest.approx(flat_score, rel=1e-4)
-    views = BankRecipe(sphere=42, in_plane_steps=5, supersample=1)
-    rebuild_bank(BankRequest(coarse, 4, folder / "brick.ply", "mm", coarse, views), lambda done, total: None)
+    rebuild_bank(BankRequest(coarse, 4, folder / "brick.ply", "mm", coarse, in_plane_steps=5), lambda done, total: None)
     with Bundle(coarse) as bundle, PoseEstimator(bundle) as estimator:
         assert (bundle.manifest.graphs["find.matcher"].views or 0) >= 210
         assert len(estimator.estimate(frame, CAMERA, [Detection(4, 1.0, boxes[0])])) == 1
+
+
+@pytest.fixture(scope="module")
+def cone(folder: Path) -> Path:
+    """A mesh of another object: a cone whose colours tell every side apart."""
+    mesh = trimesh.creation.cone(60, 130).subdivide().subdivide().subdivide()
+    mesh.apply_translation(-mesh.bounds.mean(axis=0))
+    low, high = mesh.bounds
+    colours = np.clip((mesh.vertices - low) / (high - low) * 255, 0, 255).astype(np.uint8)
+    trimesh.Trimesh(mesh.vertices, mesh.faces, vertex_colors=colours, process=False).export(folder / "cone.ply")
+    return folder / "cone.ply"
+
+
+def request(bundle: Path, object_id: int, mesh: Path, output: Path, **wishes: Any) -> BankRequest:
+    return BankRequest(bundle, object_id, mesh, "mm", output, **wishes)
+
+
+def quiet(done: int, total: int) -> None: ...
+
+
+def test_an_object_is_added_and_nothing_else_changes(exported: ExportReport, cone: Path, tmp_path: Path) -> None:
+    out = tmp_path / "two.posekit"
+    built = add_object(request(exported.path, 9, cone, out, name="cone", in_plane_steps=12), quiet)
+    assert built.checks["find"].found > 0.6
+    assert built.told == ("symmetry: none, assumed; --symmetry says otherwise",)
+    with Bundle(exported.path) as before, Bundle(out) as after, PoseEstimator(after) as estimator:
+        assert all(bytes(after.read(name)) == bytes(before.read(name)) for name in before.manifest.files)
+        new = set(after.manifest.files) - set(before.manifest.files)
+        assert new == {"banks/find.cone.safetensors", "objects/cone.safetensors"}
+        assert after.manifest.objects[:1] == before.manifest.objects
+        assert after.manifest.objects[1].diameter_m == pytest.approx(np.hypot(0.13, 0.06), rel=1e-3)
+        assert after.manifest.graphs["find.matcher"].views == 504
+        assert estimator.object_ids == (4, 9)
+        assert after.manifest.paths["find"].rejection == before.manifest.paths["find"].rejection
+    for object_id, name, cause in ((9, "cup", "object id"), (10, "cone", "object name"), (10, "a b", "object name")):
+        with pytest.raises(InputError, match=cause):
+            add_object(request(out, object_id, cone, out, name=name), quiet)
+
+
+def test_an_object_whose_views_are_not_found_again_is_not_added(
+    exported: ExportReport, folder: Path, tmp_path: Path
+) -> None:
+    """A plain can looks the same all around and upside down; stated as what it is, it is found."""
+    trimesh.creation.cylinder(40, 120).export(folder / "can.ply")
+    out = tmp_path / "out.posekit"
+    plain = request(exported.path, 9, folder / "can.ply", out, name="can", in_plane_steps=12)
+    with pytest.raises(ExportError, match=r"self-check of object 9 .*State the object's symmetry"):
+        add_object(plain, quiet)
+    assert not list(tmp_path.iterdir())
+    with pytest.raises(MeshError, match="stated symmetry"):
+        add_object(replace(plain, mesh=folder / "brick.ply", symmetry=SymmetryWish(("z/4",))), quiet)
+    built = add_object(replace(plain, symmetry=SymmetryWish(("z", "x/2"))), quiet)
+    assert built.told[1].startswith("colours: the mesh has one")
+
+
+def test_another_objects_mesh_is_refused_or_replaces_it_whole(
+    exported: ExportReport, cone: Path, folder: Path, tmp_path: Path
+) -> None:
+    out = tmp_path / "out.posekit"
+    with pytest.raises(MeshError, match=r"cone\.ply, for object 4: got diameter 0\.14"):
+        rebuild_bank(request(exported.path, 4, cone, out), quiet)
+    brick = read_mesh(folder / "brick.ply", "mm")
+    write_ply(transformed(brick, np.eye(3), (0.01, 0, 0)), folder / "shifted.ply")
+    with pytest.raises(MeshError, match=r"a bounding box 0\.01 m off"):
+        rebuild_bank(request(exported.path, 4, folder / "shifted.ply", out), quiet)
+    ellipsoid = trimesh.creation.icosphere(subdivisions=4)
+    ellipsoid.apply_scale((30, 50, 80))
+    ellipsoid.export(folder / "ellipsoid.ply")
+    with pytest.raises(MeshError, match="for object 4: got diameter"):
+        rebuild_bank(request(exported.path, 4, folder / "ellipsoid.ply", out), quiet)
+    assert not out.exists()
+    rebuild_bank(request(exported.path, 4, cone, out, in_plane_steps=12, replace_model=True), quiet)
+    with Bundle(out) as bundle:
+        (entry,) = bundle.manifest.objects
+        assert (entry.id, entry.name, entry.symmetries_continuous) == (4, "brick", ())
+        assert entry.diameter_m == pytest.approx(np.hypot(0.13, 0.06), rel=1e-3)
+        assert bundle.manifest.paths["find"].rejection == {}
+
+
+def test_a_bank_is_built_as_the_bundles_own_into_a_file_that_others_share(
+    exported: ExportReport, folder: Path, tmp_path: Path
+) -> None:
+    file = tmp_path / "brick.safetensors"
+    built = rebuild_bank(request(exported.path, 4, folder / "brick.ply", file), quiet)
+    assert built.banks["find"].views == 168
+    with Bundle(exported.path) as bundle:
+        assert file.read_bytes() == bytes(bundle.read("banks/find.brick.safetensors"))
+    with Bundle(exported.path, {4: file}) as bundle, PoseEstimator(bundle) as estimator:
+        assert bundle.manifest.paths["find"].banks == {"4": str(file)}
+        assert bundle.manifest.paths["find"].rejection == {}
+        assert estimator.object_ids == (4,)
+
+
+def test_the_ceiling_and_the_thresholds_are_in_a_report(exported: ExportReport) -> None:
+    with Bundle(exported.path) as bundle:
+        told = json.loads(bytes(bundle.read("reports/banks.json")))
+    ceiling = told["banks"]["banks/find.brick.safetensors"]["ceiling"]
+    assert ceiling["n"] == 200
+    assert ceiling["nearest_amodal"]["rotation_p50_deg"] > 10  # 42 directions, a quarter turn apart in the image
+    assert told["rejection"]["find"]["of"] == "rendered"
+    told = told["rejection"]["find"]  # raw patches in few views: whatever they say of this object, it is said
+    assert told["thresholds"].keys() | told["undecided"].keys() == {"4"}
+
+
+@pytest.mark.parametrize("turn", ["w", "z/1", "z/", "z/x", "z/99"])
+def test_symmetries_that_are_none_are_refused(turn: str, folder: Path) -> None:
+    with pytest.raises(InputError, match="symmetry"):
+        symmetries_from_wish(SymmetryWish((turn,)), 1, read_mesh(folder / "brick.ply", "mm"))
+
+
+def test_a_stated_turn_goes_through_the_objects_middle(folder: Path) -> None:
+    model = transformed(read_mesh(folder / "brick.ply", "mm"), np.eye(3), (0.3, 0.2, 0.1))
+    symmetries, told = symmetries_from_wish(SymmetryWish(("z/2", "x/2")), 1, model)
+    assert told == "symmetry: z/2, x/2 through the surface's centroid"
+    expected = [np.diag([-1.0, -1, 1]), np.diag([1.0, -1, -1])]
+    for found, turn in zip(symmetries.discrete, expected, strict=True):
+        np.testing.assert_allclose(found[:3, :3], turn, atol=1e-9)
+        np.testing.assert_allclose(found[:3, :3] @ [0.3, 0.2, 0.1] + found[:3, 3], [0.3, 0.2, 0.1], atol=1e-6)
 
 
 def test_the_bundle_says_what_it_is(exported: ExportReport, folder: Path) -> None:
@@ -189,6 +316,7 @@ def test_the_bundle_says_what_it_is(exported: ExportReport, folder: Path) -> Non
             "graphs/find.matcher.fp32.onnx",
             "banks/find.brick.safetensors",
             "objects/brick.safetensors",
+            "reports/banks.json",
             "reports/parity.json",
         }
         assert manifest.system == "own embedder"
@@ -207,8 +335,27 @@ def test_the_bundle_says_what_it_is(exported: ExportReport, folder: Path) -> Non
 
 
 def test_the_bundle_estimates_poses(exported: ExportReport, folder: Path) -> None:
+    check_poses(exported.path, folder)
+
+
+@pytest.mark.parametrize(
+    ("wh_px", "places"), [((48, 64), 48), pytest.param((96, 64), 96, marks=pytest.mark.slow)], ids=["tall", "wide"]
+)
+def test_crops_need_not_be_square(wh_px: tuple[int, int], places: int, folder: Path) -> None:
+    """The bundle's graphs, its bank, its crops and its poses."""
+    size = f"size_px = {list(wh_px)}"
+    report = export_recipe(recipe(folder, HEAD, FIND.replace("size_px = 64", size)), folder / "oblong.posekit")
+    graph = report.manifest.graphs["find.embedder"]
+    assert graph.inputs[0].shape == ("batch", wh_px[1], wh_px[0], 3)
+    assert graph.outputs[0].shape[1] == places
+    assert report.manifest.paths["find"].crop.size_px == wh_px
+    check_poses(report.path, folder)
+
+
+def check_poses(path: Path, folder: Path) -> None:
+    """Views of its own bank are found again."""
     model = read_mesh(folder / "brick.ply", "mm")
-    with Bundle(exported.path) as bundle, PoseEstimator(bundle) as estimator:
+    with Bundle(path) as bundle, PoseEstimator(bundle) as estimator:
         bank = tensors_from_bytes(bundle.read("banks/find.brick.safetensors"), "bank").arrays
         errors = []
         for i in range(0, 168, 21):
@@ -327,9 +474,14 @@ TRAM = '[[networks]]\nname = "find"\nsystem = "tram3d"\ncheckpoint = "random"\n'
         ((HEAD, TRAM.replace("tram3d", "tram4d")), RecipeError, "tram3d"),
         ((HEAD, TRAM + "options = {width = 3}\n"), RecipeError, "width"),
         (
+            (HEAD, TRAM + 'crop = {rule = "square", size_px = [224, 128]}\n'),
+            RecipeError,
+            "224 x 128 px, expected a square",
+        ),
+        (
             (HEAD, TRAM + 'solver = {method = "epnp-ransac", iterations = 1, reprojection_px = 1}\n'),
             RecipeError,
-            "needs no solver",
+            "for a network with a correspondence path",
         ),
         ((HEAD, FIND, DETECTOR.replace("[detector]", "[detector]\nobjects = {cup = 4}")), RecipeError, "cup"),
     ],

@@ -66,7 +66,7 @@ def test_perfect_regression_gives_the_pose_back(seed: int) -> None:
     warp = crop_warp(box, CROP, (640, 480))
     network = Oracle(
         allo_from_ego(truth.R, truth.t_m)[:, :2].T.ravel(),
-        site_from_translation(truth.t_m, box, warp[0, 0], CAMERA.K, CROP.size_px, 16),
+        site_from_translation(truth.t_m, box, warp[0, 0], CAMERA.K, CROP.side_px, 16),
     )
     assert network.grid == 16
     pose = SYSTEM.graphs(network.eval(), CROP)["pose"].module
@@ -92,7 +92,7 @@ def test_rendered_coordinate_maps_give_the_pose_back(object_id: int) -> None:
         seen.mask.astype(np.float32),
         seen.coords_obj_m,
         crop_K(warp, CAMERA.K),
-        CROP.size_px,
+        CROP.wh_px,
         PNP,
     )
     assert isinstance(found, Hypothesis)
@@ -102,7 +102,7 @@ def test_rendered_coordinate_maps_give_the_pose_back(object_id: int) -> None:
 
 def cell_warp(grid: int) -> np.ndarray:
     """cells_from_crop: cell j has crop coordinate (j + 0.5) S / grid - 0.5."""
-    scale = grid / CROP.size_px
+    scale = grid / CROP.side_px
     return np.array([[scale, 0, 0.5 * scale - 0.5], [0, scale, 0.5 * scale - 0.5]])
 
 

@@ -2,15 +2,25 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import numpy as np
 import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from torch import Tensor
+from scipy.spatial.transform import Rotation
+from torch import Tensor, nn
 
+from posekit.export.example_feed import example_feed
 from posekit.export.networks import geometry
+from posekit.export.networks.entrance import Entrance
+from posekit.export.networks.own import regressor_graphs
+from posekit.export.onnx_from_network import onnx_from_network
+from posekit.export.parity import network_outputs
+from posekit.export.precision.half import half_source
 from posekit.runtime import decode, pose
+from posekit.runtime.backends.ort import OrtSession
 
 seeds = st.integers(0, 2**32 - 1)
 
@@ -129,3 +139,94 @@ def test_no_prediction_is_nan() -> None:
     zero, behind = torch.zeros(1, 6), torch.tensor([[0.0, 0.0, -1.0]])
     assert torch.isfinite(geometry.rotation_from_6d(zero)).all()
     assert torch.isfinite(geometry.rotation_about_ray(behind)).all()
+
+
+@given(seeds)
+def test_rotation_from_quaternion_is_scipys_in_either_order_and_length(seed: int) -> None:
+    rng = np.random.default_rng(seed)
+    q = rng.normal(size=(4, 4)) * rng.uniform(1e-3, 1e3, (4, 1))
+    wanted = Rotation.from_quat(q[:, [1, 2, 3, 0]]).as_matrix()
+    first, last = torch.from_numpy(q), torch.from_numpy(q[:, [1, 2, 3, 0]].copy())
+    np.testing.assert_allclose(geometry.rotation_from_quaternion(first).numpy(), wanted, atol=1e-12)
+    np.testing.assert_allclose(geometry.rotation_from_quaternion(last, scalar_last=True).numpy(), wanted, atol=1e-12)
+    np.testing.assert_allclose(geometry.rotation_from_quaternion(-first).numpy(), wanted, atol=1e-12)
+
+
+def test_the_zero_quaternion_is_no_rotation() -> None:
+    """Not the identity, which would be an invented pose."""
+    R = geometry.rotation_from_quaternion(torch.zeros(1, 4))
+    assert not R.any()
+    assert pose.rotation_near(R[0].tolist()) is None
+
+
+@given(seeds)
+def test_translation_from_centre_and_log_depth_undo_the_projection(seed: int) -> None:
+    rng = np.random.default_rng(seed)
+    t = random_translations(rng, 3)
+    _, warp, K = random_cameras(rng, 3)
+    K[:, 0, 1] = rng.uniform(-5, 5, 3)
+    seen = np.einsum("bij,bj->bi", K, t)
+    centre = seen[:, :2] / seen[:, 2:]
+    in_crop = np.einsum("bij,bj->bi", warp[:, :, :2], centre) + warp[:, :, 2]
+    c, crop_px, z, K_, W = (torch.from_numpy(a) for a in (centre, in_crop, t[:, 2:], K, warp))
+    for found in (
+        geometry.translation_from_centre(c, z, K_),
+        geometry.translation_from_centre(geometry.image_from_crop(crop_px, W), z, K_),
+        geometry.translation_from_log_depth(c, z.log(), K_),
+    ):
+        np.testing.assert_allclose(found.numpy(), t, rtol=1e-9, atol=1e-9)
+
+
+def test_a_log_depth_of_the_crop_serves_every_distance_and_camera() -> None:
+    """An object of 0.1 m that fills the crop: one number, whatever its distance and the focal length."""
+    side_px, size_m, crop_focal = 128.0, 0.1, 600.0
+    log_depth = torch.tensor([[np.log(crop_focal * size_m / side_px)]], dtype=torch.float64)  # as that camera sees it
+    for z, focal in ((0.3, 500.0), (1.7, 500.0), (0.3, 1400.0)):
+        scale = side_px / (focal * size_m / z)
+        warp = torch.tensor([[[scale, 0, 3.0], [0, scale, -2.0]]], dtype=torch.float64)
+        K = torch.tensor([[[focal, 0, 320.0], [0, focal, 240], [0, 0, 1]]], dtype=torch.float64)
+        t = geometry.translation_from_log_depth(torch.tensor([[320.0, 240]]).double(), log_depth, K, warp, crop_focal)
+        torch.testing.assert_close(t, torch.tensor([[0.0, 0.0, z]], dtype=torch.float64))
+
+
+class Heads(nn.Module):
+    """A small own network with one of the helpers at its end."""
+
+    def __init__(self, head: str) -> None:
+        super().__init__()
+        torch.manual_seed(4)
+        self.head, self.body = (
+            head,
+            nn.Sequential(nn.Conv2d(3, 8, 4, 4), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten()),
+        )
+        self.out = nn.Linear(8, 9)
+
+    def forward(self, crops: Tensor, box: Tensor, warp: Tensor, K: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        numbers = self.out(self.body(crops))
+        first, rest = numbers[:, :6], 0.1 * numbers[:, 6:]
+        if self.head == "site":
+            R, t = geometry.pose_from_site(first, rest + torch.tensor([0.0, 0.0, 1.0]), box, warp, K, 32, 8)
+        else:
+            last = self.head == "scalar last"
+            centre = geometry.image_from_crop(rest[:, :2] * 32 + 16, warp)
+            t = geometry.translation_from_log_depth(centre, rest[:, 2:], K, warp if last else None, 600.0)
+            R = geometry.ego_from_allo(geometry.rotation_from_quaternion(first[:, :4], scalar_last=last), t)
+        return R, t, torch.sigmoid(numbers[:, 0])
+
+
+@pytest.mark.parametrize("head", ["site", "scalar first", "scalar last"])
+@pytest.mark.parametrize("half", [False, True], ids=["fp32", "fp16"])
+def test_heads_go_into_the_graph_and_run_in_onnx_runtime(head: str, half: bool, tmp_path: Path) -> None:
+    feeds = ("crops", "box", "warp", "K")
+    source = regressor_graphs("pose", Heads(head).eval(), Entrance(), (32, 32), feeds, ("body",))["pose"]
+    graph = onnx_from_network(half_source(source) if half else source, tmp_path / "pose.onnx")
+    assert graph.parity.worst < (5e-2 if half else 1e-4)
+    feed = example_feed(source.inputs, {"batch": 4}, seed=9)
+    ran = OrtSession(tmp_path / "pose.onnx", threads=1).run(feed)
+    out = {name: np.asarray(array, np.float64) for name, array in ran.items()}
+    np.testing.assert_allclose(out["R"] @ out["R"].transpose(0, 2, 1), np.broadcast_to(np.eye(3), (4, 3, 3)), atol=1e-5)
+    np.testing.assert_allclose(np.linalg.det(out["R"]), 1, atol=1e-5)
+    assert (out["t"][:, 2] > 0).all()
+    wanted = network_outputs(source, source.module, feed)
+    np.testing.assert_allclose(out["R"], wanted["R"], atol=2e-2 if half else 1e-5)
+    np.testing.assert_allclose(out["t"], wanted["t"], atol=2e-2 if half else 1e-5)

@@ -13,11 +13,11 @@ from hypothesis import strategies as st
 from onnx import load_model
 
 from posekit.export.bank_search import matched_arrays
-from posekit.export.networks.matcher import BEST, matcher_graph
+from posekit.export.networks.matcher import matcher_graph
 from posekit.export.onnx_from_network import onnx_from_network
 from posekit.runtime.backends.openvino import OpenVinoSession
 from posekit.runtime.backends.ort import OrtSession
-from posekit.runtime.bank import MATCHED, SHORTLIST, Search
+from posekit.runtime.bank import CANDIDATES, MATCHED, SHORTLIST, Search
 
 Array = npt.NDArray[np.float32]
 Found = tuple[npt.NDArray[np.int64], Array]
@@ -65,9 +65,9 @@ def test_matchers_are_the_formula(search: Search, seed: int, threshold: float | 
     q = unit(rng.normal(size=(3, *size)), 2).astype(np.float32)
     index, score = match(search, threshold, q, t, w)
     expected = formula(q, t, w, threshold)
-    np.testing.assert_allclose(score, -np.sort(-expected, axis=1)[:, :BEST], atol=1e-6)
+    np.testing.assert_allclose(score, -np.sort(-expected, axis=1)[:, :CANDIDATES], atol=1e-6)
     np.testing.assert_allclose(np.take_along_axis(expected, index, axis=1), score, atol=1e-6)
-    assert all(len(set(row)) == BEST for row in index.tolist())
+    assert all(len(set(row)) == CANDIDATES for row in index.tolist())
 
 
 @given(searches, seeds)
@@ -118,7 +118,7 @@ def test_what_the_view_does_not_show_does_not_count(search: Search) -> None:
 def test_matchers_export_with_any_number_of_views(tmp_path: Path, search: Search, threshold: float | None) -> None:
     graph = onnx_from_network(matcher_graph(9, 4, threshold, search), tmp_path / "m.onnx")
     assert [spec.name for spec in graph.inputs] == ["descriptors", *MATCHED[search]]
-    assert [spec.shape for spec in graph.outputs] == [("batch", 5), ("batch", 5)]
+    assert [spec.shape for spec in graph.outputs] == [("batch", CANDIDATES), ("batch", CANDIDATES)]
     assert graph.parity.worst < 1e-5
     kinds = [node.op_type for node in load_model(tmp_path / "m.onnx").graph.node]
     assert ("ThresholdedRelu" in kinds) == (threshold is not None)

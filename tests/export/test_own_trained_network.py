@@ -52,7 +52,7 @@ role = "embedder"
 options = {{ places = 16 }}
 crop = {{ rule = "square", size_px = 128 }}
 normalise = {{ mean = [0, 0, 0], std = [1, 1, 1] }}
-bank = {{ sphere = 42, in_plane_steps = 1, distance_m = 0.7 }}
+bank = {{ sphere = 42, in_plane_steps = 1, distance_m = 0.7, search = "flat" }}
 """
 
 

@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
+from posekit.export.bank_recipe import BankRecipe
 from posekit.export.recipe import (
-    BankRecipe,
     CropsRecipe,
     ExportRecipe,
     NormaliseRecipe,

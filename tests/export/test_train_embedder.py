@@ -32,7 +32,7 @@ def network() -> TemplatePose:
 
 @pytest.fixture(scope="module")
 def batch(small_views: Views, looks: list[Allocentric], network: TemplatePose) -> Batch:
-    return train_embedder._batch(small_views, looks, network.grid(CROP.size_px), COUNT, np.random.default_rng(0))
+    return train_embedder._batch(small_views, looks, network.grid(CROP.side_px), COUNT, np.random.default_rng(0))
 
 
 def look_of(query: TrainingCrop) -> Array:
@@ -98,7 +98,7 @@ def test_a_template_of_the_same_view_covers_the_same_places(
         places = mask.reshape(GRID, GRID) > 0
         assert (query.mask & ~places).mean() < 0.03
         assert (places & ~query.mask).mean() < 0.15  # a place counts that any pixel reaches
-        assert pixels.shape == (CROP.size_px, CROP.size_px, 3)
+        assert pixels.shape == (CROP.side_px, CROP.side_px, 3)
         assert pixels.dtype == np.uint8
 
 
@@ -122,7 +122,7 @@ def test_negatives_are_other_objects_and_other_sides(small_views: Views, looks: 
 
 
 def test_batches_have_the_shapes_that_the_loss_wants(batch: Batch, network: TemplatePose) -> None:
-    size, places = CROP.size_px, network.grid(CROP.size_px) ** 2
+    size, places = CROP.side_px, network.grid(CROP.side_px) ** 2
     shapes = {
         "queries": (COUNT, size, size, 3),
         "templates": (COUNT, size, size, 3),

@@ -38,7 +38,7 @@ def losses() -> Losses:
 def test_batches_have_the_shapes_and_ranges_that_the_losses_want(batch: Batch, network: GdrNet) -> None:
     assert network.grid == GRID
     shapes = {
-        "crops": (CROP.size_px, CROP.size_px, 3),
+        "crops": (CROP.side_px, CROP.side_px, 3),
         "label": (),
         "mask": (GRID, GRID),
         "xyz": (3, GRID, GRID),
@@ -70,12 +70,12 @@ def test_coordinates_of_a_batch_are_those_of_its_crops(small_views: Views) -> No
 
 
 def test_the_runtime_decodes_the_true_site_to_the_true_translation(batch: Batch) -> None:
-    wanted = site_from_translation(batch["t"], batch["box"], batch["warp"], batch["K"], CROP.size_px, GRID)
+    wanted = site_from_translation(batch["t"], batch["box"], batch["warp"], batch["K"], CROP.side_px, GRID)
     for i in range(COUNT):
         t, site, box, warp, K = (
             a[i].double().numpy() for a in (batch["t"], wanted, batch["box"], batch["warp"], batch["K"])
         )
-        decoded = translation_from_site(site, box, float(warp[0, 0]), K, CROP.size_px, GRID)
+        decoded = translation_from_site(site, box, float(warp[0, 0]), K, CROP.side_px, GRID)
         np.testing.assert_allclose(decoded, t, atol=1e-5)
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,7 @@ from posekit.runtime.bop import box_from_bop, is_bop, objects_from_models_info, 
 from posekit.runtime.boxes import boxes_from
 from posekit.runtime.errors import InputError, SourceError
 from posekit.runtime.intrinsics import Intrinsics
+from posekit.runtime.plausible_camera import CameraWarning
 from posekit.runtime.sources import Frame, frames_from
 
 trimesh = pytest.importorskip("trimesh")
@@ -178,6 +180,79 @@ def test_models_info_is_read_in_metres(tmp_path: Path) -> None:
     (tmp_path / "models_info.json").write_text(json.dumps({"7": {}}))
     with pytest.raises(SourceError, match="entry 7"):
         objects_from_models_info(tmp_path / "models_info.json")
+
+
+def camera(cx: float, cy: float, **more: Any) -> dict[str, Any]:
+    entry = {"cam_K": [60, 0, cx, 0, 60, cy, 0, 0, 1], "depth_scale": 1.0} | more
+    return {"2": entry, "11": entry}
+
+
+@pytest.mark.parametrize(
+    ("files", "cause"),
+    [
+        (
+            {"scene_camera": camera(63.5, 47.5)},
+            "the middle of an image 2 times as large as 64 x 48",
+        ),  # halved, K is not
+        ({"scene_camera": camera(62, 49.5)}, "times as large"),  # no camera's principal point is exactly in the middle
+        ({"scene_camera": camera(15.5, 11.5)}, "0.5 times as large"),  # doubled
+        ({"scene_camera": camera(70, 23.5)}, "outside 64 x 48"),
+        ({"scene_camera": camera(31.5, 23.5, width=128, height=96)}, "a K for 128 x 96"),
+        ({"scene_camera": camera(31.5, 23.5, whole_wh_px=[32, 24])}, "cut from one of 32 x 24"),
+        (
+            {"scene_gt_info": {i: [GT_FACTS | {"bbox_visib": [50, 10, 20, 16]}] for i in ("2", "11")}},
+            r"visible objects up to \(69.5, 25.5\)",
+        ),
+    ],
+)
+def test_images_that_are_not_their_cameras_are_refused(tmp_path: Path, files: dict[str, Any], cause: str) -> None:
+    write_scene(tmp_path, **files)
+    with pytest.raises(InputError, match=f"frame 000003/000002 and its camera: got .*{cause}"):
+        next(frames_from(tmp_path))
+
+
+def test_the_general_camera_says_which_size_its_K_is_for(tmp_path: Path) -> None:
+    write_scene(tmp_path)
+    general = {"fx": 60, "fy": 60, "cx": 31.5, "cy": 23.5, "width": 128, "height": 96}
+    (tmp_path / "camera.json").write_text(json.dumps(general))
+    with pytest.raises(InputError, match="a K for 128 x 96"):
+        next(frames_from(tmp_path))
+    others: list[Any] = [general | {"cx": 63.5}, general | {"width": 64, "height": 48}, {}, []]  # of another K, or none
+    for other in others:
+        (tmp_path / "camera.json").write_text(json.dumps(other))
+        assert next(frames_from(tmp_path)).intrinsics.width_px == 64
+
+
+@pytest.mark.parametrize("scene", [camera(63.5, 47.5, whole_wh_px=[128, 96]), camera(70, 23.5, width=64, height=48)])
+def test_what_the_data_set_says_about_its_images_counts(tmp_path: Path, scene: dict[str, Any]) -> None:
+    """Images cut from larger ones are fine where the data set says so; a size beside K is believed a little further."""
+    write_scene(tmp_path, scene_camera=scene)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", CameraWarning)
+        assert len(list(frames_from(tmp_path))) == 2
+
+
+def test_an_odd_camera_is_said_once_a_scene(tmp_path: Path) -> None:
+    write_scene(tmp_path, scene_camera=camera(52, 23.5))
+    with pytest.warns(CameraWarning, match="frame 000003/000002: .*far from the middle") as said:
+        assert len(list(frames_from(tmp_path))) == 2
+    assert len(said) == 1
+
+
+@pytest.mark.parametrize("factor", [0.5, 0.25, 2.0])
+def test_real_frames_resized_without_their_K_are_refused(data_dir: Path, tmp_path: Path, factor: float) -> None:
+    for name, scene in (("ycbv", "000000"), ("opencv_box", "000001"), ("cube_video", "000001")):
+        original, folder = data_dir / name / "test" / scene, tmp_path / name / "test" / scene
+        (folder / "rgb").mkdir(parents=True)
+        (folder / "scene_camera.json").write_bytes((original / "scene_camera.json").read_bytes())
+        path = next(original.glob("rgb/*"))
+        image = cv2.imread(str(path))
+        assert image is not None
+        cv2.imwrite(str(folder / "rgb" / path.name), cv2.resize(image, None, fx=factor, fy=factor))
+        with pytest.raises(InputError, match="times as large") as caught:
+            next(frames_from(folder))
+        times = float(caught.value.got.split("an image ")[1].split(" times")[0])
+        assert times == pytest.approx(1 / factor, rel=0.03)
 
 
 # Real frames.

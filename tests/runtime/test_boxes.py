@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 
+from posekit.runtime.bop import TrueObject
 from posekit.runtime.boxes import boxes_from
 from posekit.runtime.errors import InputError, SourceError
 from posekit.runtime.intrinsics import Intrinsics
+from posekit.runtime.pose import Pose
 from posekit.runtime.sources import Frame
 
 CAMERA = Intrinsics(np.diag([60.0, 60.0, 1.0]), 64, 48)
@@ -80,6 +83,35 @@ def test_other_files_are_refused(tmp_path: Path, content: Any) -> None:
         boxes_from(box_file(tmp_path, content))
 
 
+def test_boxes_that_no_crop_can_be_cut_of_are_read_all_the_same(tmp_path: Path) -> None:
+    """Outside the image, or of no width: of the detection, not of the file."""
+    places = [[100, 5, 120, 25], [3, 3, 3, 9], [-40, -40, -20, -20]]
+    named = boxes_from(box_file(tmp_path, {"a.png": [{"object_id": 1, "box_xyxy_px": place} for place in places]}))
+    assert [found.box_xyxy_px.tolist() for found in named(frame("a.png"))] == places
+    row = {"scene_id": 0, "image_id": 0, "category_id": 1, "score": 1, "bbox": [3, 3, 0, 6]}
+    (found,) = boxes_from(box_file(tmp_path, [row]))(frame("0", 0, 0))
+    assert found.box_xyxy_px.tolist() == [2.5, 2.5, 2.5, 8.5]
+
+
 def test_a_missing_file_is_named(tmp_path: Path) -> None:
     with pytest.raises(SourceError, match=r"absent\.json"):
         boxes_from(tmp_path / "absent.json")
+
+
+HIDDEN = TrueObject(1, Pose.identity(), np.array([-5.0, 2, 20, 30]), np.array([0.0, 2, 10, 30]), 0.5)
+AWAY = TrueObject(2, Pose.identity(), np.array([5.0, 2, 20, 30]), None, 0.05)
+
+
+def test_true_boxes_are_of_what_is_seen_or_of_the_whole_object() -> None:
+    scene = replace(frame("a.png"), truth=(HIDDEN, AWAY))
+    (seen,), (whole,) = boxes_from("gt")(scene), boxes_from("gt-amodal")(scene)
+    np.testing.assert_array_equal(seen.box_xyxy_px, HIDDEN.visible_box_xyxy_px)
+    np.testing.assert_array_equal(whole.box_xyxy_px, HIDDEN.amodal_box_xyxy_px)
+    assert (whole.object_id, whole.score) == (1, 1.0)
+
+
+def test_a_data_set_without_amodal_boxes_cannot_give_them() -> None:
+    scene = replace(frame("a.png"), truth=(replace(HIDDEN, amodal_box_xyxy_px=None, visible_fraction=None),))
+    assert len(boxes_from("gt")(scene)) == 1
+    with pytest.raises(InputError, match=r"expected bbox_obj in scene_gt_info\.json"):
+        boxes_from("gt-amodal")(scene)

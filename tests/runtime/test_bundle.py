@@ -144,6 +144,16 @@ def test_a_hostile_bundle_is_refused(make: Callable[[], bytes], named: str, tmp_
     assert named in str(caught.value)
 
 
+@pytest.mark.parametrize("held_back", [{"int8": "Slower."}, {"fp32": "Slower."}, {"fp32": ""}, {"fp64": "Slower."}])
+def test_only_some_of_the_variants_are_held_back_and_with_a_reason(held_back: dict[str, str], tmp_path: Path) -> None:
+    graphs = json.loads(manifest_of(CONTENT))["graphs"]
+    graphs["pose"]["held_back"] = held_back
+    path = tmp_path / "toy.posekit"
+    path.write_bytes(bundle_of(CONTENT, graphs=graphs))
+    with pytest.raises(BundleError, match="held_back"):
+        Bundle(path)
+
+
 def test_of_several_damaged_members_the_first_one_listed_is_named(tmp_path: Path) -> None:
     """However long each of them takes to verify, whichever follow."""
     content = {f"models/{n}.safetensors": bytes([n]) * (2_000_000 >> n) for n in range(8)} | CONTENT
@@ -298,3 +308,19 @@ def test_no_descriptor_stays_open(tmp_path: Path) -> None:
             pass
     still_open = [os.readlink(fd) for fd in Path("/proc/self/fd").iterdir() if fd.is_symlink()]
     assert str(path) not in still_open
+
+
+@pytest.mark.parametrize(
+    "stale",
+    [
+        {"solver": {"method": "p3p-ransac", "iterations": 9, "reprojection_px": 2}},
+        {"matcher": "pose"},
+        {"banks": {"1": "models/1.safetensors"}},
+    ],
+)
+def test_what_a_path_of_that_kind_never_reads_is_refused(stale: dict[str, Any], tmp_path: Path) -> None:
+    path = {"kind": "regressor", "graph": "pose", "crop": {"rule": "square", "size_px": 8}, "object_ids": [1]}
+    file = tmp_path / "toy.posekit"
+    file.write_bytes(bundle_of(CONTENT, paths={"main": path | stale}))
+    with pytest.raises(BundleError, match="regressor"):
+        Bundle(file)

@@ -10,15 +10,16 @@ from hypothesis import strategies as st
 
 from posekit.runtime.crop import (
     PRESETS,
-    SIDE_PX,
+    SIDES_PX,
     CropPreset,
     crop,
     crop_K,
     crop_warp,
+    has_crop,
     rgb_from_bgr,
     virtual_box_homography,
 )
-from posekit.runtime.detection import Detection
+from posekit.runtime.detection import BoxError, Detection, Reason
 from posekit.runtime.errors import InputError
 from posekit.runtime.intrinsics import Intrinsics
 from posekit.runtime.pose import Pose
@@ -46,7 +47,7 @@ def test_the_square_is_centred_and_upright(box: np.ndarray, name: str) -> None:
     assert warp[0, 1] == warp[1, 0] == 0
     assert warp[0, 0] == warp[1, 1] > 0
     middle = (np.array(WH) - 1) / 2 if preset.rule == "full" else (box[:2] + box[2:]) / 2
-    assert np.allclose(warp @ [*middle, 1], (preset.size_px - 1) / 2)
+    assert np.allclose(warp @ [*middle, 1], (preset.side_px - 1) / 2)
 
 
 @given(boxes)
@@ -172,8 +173,35 @@ def test_bad_boxes_are_no_detections() -> None:
 
 def test_a_box_where_the_lens_model_has_no_inverse_is_refused() -> None:
     camera = Intrinsics(CAMERA.K, 640, 480, (9.0, -50.0, 0.0, 0.0))
-    with pytest.raises(InputError, match="lens model"):
+    with pytest.raises(BoxError, match="lens model") as caught:
         crop(np.zeros((480, 640, 3), np.uint8), [5, 5, 60, 60], camera, PRESET)
+    assert caught.value.reason is Reason.BOX_BEYOND_LENS
+
+
+def test_a_box_outside_the_image_has_its_reason() -> None:
+    with pytest.raises(BoxError, match="overlaps") as caught:
+        crop(np.zeros((480, 640, 3), np.uint8), [700, 10, 800, 60], CAMERA, PRESET)
+    assert caught.value.reason is Reason.BOX_OUTSIDE_IMAGE
+
+
+@pytest.mark.parametrize("box", [[10, 10, 10, 20], [10, 10, 10.9, 20], [10, 10, 20, 10.5]])
+def test_a_box_thinner_than_a_pixel_has_its_reason(box: list[float]) -> None:
+    """It is a detection, of which no crop can be cut."""
+    detection = Detection(1, 0.5, np.array(box))
+    with pytest.raises(BoxError, match="at least 1 px") as caught:
+        crop(np.zeros((480, 640, 3), np.uint8), detection.box_xyxy_px, CAMERA, PRESET)
+    assert caught.value.reason is Reason.BOX_TOO_THIN
+    with pytest.raises(BoxError):
+        crop_warp(box, PRESET, WH)
+    assert not has_crop(detection.box_xyxy_px, CAMERA)
+
+
+def test_a_box_that_the_lens_squeezes_is_too_thin() -> None:
+    """A lens that magnifies its edge: a pixel there is less than one in the ideal image."""
+    camera = Intrinsics(CAMERA.K, 640, 480, (0.5, 0.0, 0.0, 0.0))
+    with pytest.raises(BoxError) as caught:
+        crop(np.zeros((480, 640, 3), np.uint8), [10, 10, 11, 11], camera, PRESET)
+    assert caught.value.reason is Reason.BOX_TOO_THIN
 
 
 def test_a_box_partly_outside_is_cropped(image: np.ndarray) -> None:
@@ -216,4 +244,64 @@ def test_bad_presets_are_refused(preset: tuple[str, int, float, float]) -> None:
 
 
 def test_every_rule_has_a_preset() -> None:
-    assert {preset.rule for preset in PRESETS.values()} == set(SIDE_PX)
+    assert {preset.rule for preset in PRESETS.values()} == set(SIDES_PX)
+
+
+sizes = st.tuples(st.integers(8, 200), st.integers(8, 200))
+rules = st.sampled_from(sorted(SIDES_PX))
+
+
+@given(boxes, sizes, rules)
+def test_a_crop_of_any_shape_is_centred_upright_and_keeps_pixels_square(
+    box: np.ndarray, wh_px: tuple[int, int], rule: str
+) -> None:
+    warp = crop_warp(box, CropPreset(rule, wh_px), WH)
+    assert warp[0, 1] == warp[1, 0] == 0
+    assert warp[0, 0] == warp[1, 1] > 0
+    middle = (np.array(WH) - 1) / 2 if rule == "full" else (box[:2] + box[2:]) / 2
+    assert np.allclose(warp @ [*middle, 1], (np.array(wh_px) - 1) / 2)
+
+
+@given(boxes, sizes, st.floats(1, 2))
+def test_the_padded_box_just_fits_into_a_crop_of_any_shape(box: np.ndarray, wh_px: tuple[int, int], pad: float) -> None:
+    scale = crop_warp(box, CropPreset("square", wh_px, pad=pad), WH)[0, 0]
+    sides = scale * pad * (box[2:] - box[:2])
+    assert (sides <= np.array(wh_px) * (1 + 1e-9)).all()
+    assert np.isclose(sides, wh_px).any()
+
+
+@given(boxes, st.integers(8, 200), rules)
+def test_a_square_stated_by_both_sides_is_the_square(box: np.ndarray, side: int, rule: str) -> None:
+    both, one = CropPreset(rule, (side, side)), CropPreset(rule, side)
+    assert both == one
+    np.testing.assert_array_equal(crop_warp(box, both, WH), crop_warp(box, one, WH))
+
+
+@pytest.mark.parametrize("blank", [False, True])
+def test_an_oblong_crop_is_the_middle_of_the_square_one(blank: bool, image: np.ndarray) -> None:
+    box = np.array([220.0, 100, 300, 250])  # of the crop's aspect ratio: both show it at one scale
+    oblong = crop(image, box, CAMERA, CropPreset("square", (64, 120), blank_outside_box=blank))
+    square = crop(image, box, CAMERA, CropPreset("square", 120, blank_outside_box=blank))
+    assert oblong.pixels.shape == (120, 64, 3)
+    np.testing.assert_allclose(oblong.pixels.astype(int), square.pixels[:, 28:92].astype(int), atol=1)
+    np.testing.assert_allclose(oblong.K[0, 2], square.K[0, 2] - 28)
+    np.testing.assert_allclose(oblong.K[1], square.K[1])
+    out = np.zeros((120, 64, 3), np.uint8)
+    crop(image, box, CAMERA, CropPreset("square", (64, 120), blank_outside_box=blank), out=out)
+    np.testing.assert_array_equal(out, oblong.pixels)
+
+
+def test_an_oblong_crop_of_a_distorted_camera_is_undistorted_alike(image: np.ndarray) -> None:
+    box = np.array([220.0, 100, 300, 250])
+    oblong = crop(image, box, DISTORTED, CropPreset("full", (64, 48)))
+    square = crop(image, box, DISTORTED, CropPreset("full", 64))
+    np.testing.assert_allclose(oblong.pixels.astype(int), square.pixels[8:56].astype(int), atol=1)
+
+
+def test_an_oblong_crop_has_no_side() -> None:
+    assert CropPreset("square", 96).side_px == 96
+    assert CropPreset("square", (96, 64)).written_size == "96 x 64 px"
+    with pytest.raises(InputError, match="96 x 64 px, expected a square"):
+        _ = CropPreset("square", (96, 64)).side_px
+    with pytest.raises(InputError, match="size_px >= 8"):
+        CropPreset("square", (96, 4))

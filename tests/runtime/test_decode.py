@@ -66,7 +66,7 @@ def test_box_rule_is_exact_for_a_flat_object_wherever_its_origin_is(
         pixels = camera.project(pose.apply(plate))
         return np.concatenate([pixels.min(axis=0), pixels.max(axis=0)])
 
-    camera = Intrinsics(np.diag([600.0, 600, 1]), 640, 480)  # one focal length: the rule knows a single scale
+    camera = Intrinsics(np.diag([600.0, 450, 1]), 640, 480)
     truth, template = Pose(np.eye(3), t), Pose(np.eye(3), np.array([0.0, 0.0, z]))
     found = box_translation(box(truth, camera), camera.K, box(template, camera), camera.K, template.t_m)
     assert np.allclose(found, t)
@@ -81,6 +81,22 @@ def test_box_rule_scales_distance_and_focal_length(factor: float) -> None:
     assert box_translation(smaller, TEMPLATE.K, box, TEMPLATE.K, t)[2] == pytest.approx(0.7 * factor)
     zoomed = np.diag([factor, factor, 1]) @ TEMPLATE.K
     assert box_translation(box, zoomed, box, TEMPLATE.K, t)[2] == pytest.approx(0.7 * factor)
+
+
+@given(centres, st.tuples(*[st.floats(-3, 3)] * 3), st.floats(0.5, 2.0), st.floats(0.5, 2.0))
+def test_box_rule_does_not_care_for_the_shape_of_pixels(
+    t: np.ndarray, rotvec: tuple[float, float, float], query: float, template: float
+) -> None:
+    """The same object, template and place, seen by sensors whose pixels are up to twice as high or as wide."""
+    pose, rendered = Pose.from_rotvec(rotvec, t), Pose.from_rotvec(rotvec, [0.0, 0.0, 0.7])
+
+    def found(query: float, template: float) -> np.ndarray:
+        K_q = np.array([[600.0, 0, 310], [0, 600 * query, 250], [0, 0, 1]])
+        K_t = np.array([[1075.0, 0, 360], [0, 1075 * template, 270], [0, 0, 1]])
+        box, template_box = box_of(pose, Intrinsics(K_q, 640, 480)), box_of(rendered, Intrinsics(K_t, 720, 540))
+        return box_translation(box, K_q, template_box, K_t, rendered.t_m)
+
+    assert np.allclose(found(query, template), found(1.0, 1.0))
 
 
 def test_box_rule_is_as_good_as_known() -> None:

@@ -50,7 +50,9 @@ class Fixed:
 
 def entry_of(family: str, input_wh_px: tuple[int, int], classes: int, score: float = 0.25) -> DetectorEntry:
     ids = tuple(range(10, 10 + classes))
-    return DetectorEntry("detector", family, input_wh_px, FAMILIES[family].letterbox_value, ids, score, 0.45)
+    row = FAMILIES[family]
+    iou = 0.45 if row.suppress else row.iou_threshold
+    return DetectorEntry("detector", family, input_wh_px, row.letterbox_value, ids, score, iou)
 
 
 def posekit_outputs(boxes: object, scores: object, labels: object) -> Outputs:
@@ -313,3 +315,10 @@ def test_a_frame_of_another_kind_is_refused(image: npt.NDArray[np.uint8]) -> Non
     detector = Detector(Fixed(posekit_outputs([], [], []), (32, 32)), entry_of("posekit", (32, 32), 2))
     with pytest.raises(InputError, match=r"expected \(H, W, 3\) uint8 RGB"):
         detector.detect(image)
+
+
+def test_a_threshold_that_nothing_uses_is_refused() -> None:
+    entry = replace(entry_of("posekit", (64, 48), 2), iou_threshold=0.45)
+    outputs = posekit_outputs([[0, 0, 1, 1]], [0.0], [0])
+    with pytest.raises(SpecError, match=r"iou_threshold: got 0\.45, expected 1: nothing is suppressed"):
+        Detector(Fixed(outputs, (64, 48)), entry)

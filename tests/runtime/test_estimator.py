@@ -14,11 +14,11 @@ from toy_bundles import bank_bytes, perfect_maps, pose_graph
 from posekit.runtime.bank import bank_from_bytes
 from posekit.runtime.bundle import Bundle
 from posekit.runtime.crop import CropPreset
-from posekit.runtime.detection import Detection
+from posekit.runtime.detection import Detection, PoseEstimate, Reason, Unposed
 from posekit.runtime.errors import BankError, BundleError, InputError
 from posekit.runtime.estimator import PoseEstimator
 from posekit.runtime.intrinsics import Intrinsics
-from posekit.runtime.manifest import DEFAULT_CROPS_PER_PASS
+from posekit.runtime.manifest import DEFAULT_CROPS_PER_PASS, Rejection
 from posekit.runtime.pose import Pose, rotation_angle_rad
 from posekit.runtime.profiler import STAGES, StageProfiler, no_stage
 
@@ -135,7 +135,6 @@ def test_stages_are_timed_only_when_asked(toy_bundle: Write) -> None:
         (np.zeros((50, 101, 3), np.uint8), [], "frame"),
         (np.zeros((101, 101, 3)), [], "frame"),
         (frame(), [Detection(7, 0.9, BOX)], "object id 7"),
-        (frame(), [Detection(1, 0.9, BOX + 500)], "overlaps"),
         (frame(), None, "no detector"),
     ],
 )
@@ -146,6 +145,50 @@ def test_bad_input_is_refused(
         with pytest.raises(InputError, match=cause):
             estimator.estimate(image, CAMERA, detections)
         assert len(estimator.estimate(frame(), CAMERA, [Detection(1, 0.9, BOX)])) == 1  # and it still works
+
+
+OUTSIDE, THIN = BOX + 500, np.array([40.0, 40, 40.5, 60])
+BARREL = replace(CAMERA, distortion=(-0.9, 0.0, 0.0, 0.0))  # the farthest a ray gets is 0.406 from the axis
+
+
+def reasons(outcomes: list[PoseEstimate | Unposed]) -> list[Reason | None]:
+    return [outcome.reason if isinstance(outcome, Unposed) else None for outcome in outcomes]
+
+
+@pytest.mark.parametrize("path", ["regressor", "bank"])
+def test_a_box_without_a_crop_costs_itself(toy_bundle: Write, path: str) -> None:
+    """Poses of the others are those that they have without it, in order, over several passes of the graph."""
+    boxes = [BOX + [i % 7, 0, i % 7, 0] for i in range(2 * DEFAULT_CROPS_PER_PASS[-1] + 3)]
+    good = [Detection(1 + i % 2, 0.9, box) for i, box in enumerate(boxes)]
+    mixed = [d for i, g in enumerate(good) for d in (g, Detection(1, 0.9, (OUTSIDE, THIN)[i % 2]))]
+    t_of_box = np.array([[0.01, 0, 0], [0, 0.01, 0], [0, 0, 0.01], [0, 0, 0.0]])
+    red = frame((200, 0, 0))
+    with Bundle(toy_bundle(t_of_box=t_of_box)) as bundle, PoseEstimator(bundle, path=path) as estimator:
+        alone, found = estimator.estimate(red, CAMERA, good), estimator.outcomes(red, CAMERA, mixed)
+    assert [outcome.detection for outcome in found] == mixed
+    poses = [outcome for outcome in found if isinstance(outcome, PoseEstimate)]
+    assert len(poses) == len(good)
+    for one, other in zip(alone, poses, strict=True):
+        np.testing.assert_array_equal(one.cam_from_obj.as_matrix(), other.cam_from_obj.as_matrix())
+    thin = [Reason.BOX_OUTSIDE_IMAGE, Reason.BOX_TOO_THIN]
+    assert reasons(found) == [r for i in range(len(good)) for r in (None, thin[i % 2])]
+
+
+@pytest.mark.parametrize("path", ["regressor", "bank", "epnp"])
+def test_boxes_without_any_crop_run_no_graph(toy_bundle: Write, path: str) -> None:
+    with Bundle(toy_bundle()) as bundle, PoseEstimator(bundle, path=path) as estimator:
+        for session in estimator._sessions:
+            session.run = None  # type: ignore[assignment,method-assign]
+        found = estimator.outcomes(frame(), CAMERA, [Detection(1, 0.9, OUTSIDE), Detection(1, 0.9, THIN)])
+    assert reasons(found) == [Reason.BOX_OUTSIDE_IMAGE, Reason.BOX_TOO_THIN]
+
+
+def test_a_box_beyond_the_lens_costs_itself(toy_bundle: Write) -> None:
+    """Pixel 0 is 0.5 from the axis on the image plane: no ray of this lens comes there."""
+    detections = [Detection(1, 0.9, box) for box in (BOX, np.array([0.0, 0, 20, 20]), BOX)]
+    with Bundle(toy_bundle()) as bundle, PoseEstimator(bundle) as estimator:
+        assert reasons(estimator.outcomes(frame(), BARREL, detections)) == [None, Reason.BOX_BEYOND_LENS, None]
+        assert len(estimator.estimate(frame(), BARREL, detections)) == 2
 
 
 def test_unknown_path_is_refused(toy_bundle: Write) -> None:
@@ -173,13 +216,68 @@ def test_a_bank_of_another_crop_is_refused(toy_bundle: Write) -> None:
         ({"weights": np.ones(6, np.float64)}, "weights float64"),
         ({"weights": np.ones((1, 6), np.float32)}, "weights float32"),
         ({"K": np.full((3, 3), np.nan, np.float32)}, "K with NaN"),
-        ({"templates": np.ones((1, 3, 4), np.float32)}, "4 views"),
+        ({"templates": np.ones((1, 3, 4), np.float32)}, "weights float32"),
+        ({"templates": np.ones((1, 3, 0), np.float32)}, "0 views"),
         ({"templates": np.ones((3, 6), np.float32)}, "templates"),
     ],
 )
 def test_damaged_banks_are_refused(change: dict[str, Any], cause: str) -> None:
     with pytest.raises(BankError, match=cause):
         bank_from_bytes(bank_bytes("0" * 64, **change), "bank")
+
+
+def test_a_bank_of_fewer_views_than_the_matcher_returns_is_refused(toy_bundle: Write) -> None:
+    with Bundle(toy_bundle()) as bundle:
+        sha256 = bundle.manifest.files["embedder.onnx"].sha256
+    per_view: dict[str, Any] = {
+        "templates": np.ones((1, 3, 4), np.float32),
+        "weights": np.ones(4, np.float32),
+        "R": np.tile(np.eye(3, dtype=np.float32), (4, 1, 1)),
+        "t_m": np.tile(np.array([0, 0, 1], np.float32), (4, 1)),
+        "box_xyxy_px": np.tile(np.array([40, 40, 60, 60], np.float32), (4, 1)),
+    }
+    few = bank_bytes(sha256, **per_view)
+    with Bundle(toy_bundle(bank=few)) as bundle, pytest.raises(BankError, match="views: got 4, expected at least 5"):
+        PoseEstimator(bundle, path="bank")
+
+
+def test_a_score_below_the_objects_threshold_is_no_answer(toy_bundle: Write) -> None:
+    with Bundle(toy_bundle()) as bundle:
+        entry = bundle.manifest.paths["bank"]
+        for threshold, found in ((0.9, True), (0.9999, False)):
+            rejection = {"1": Rejection(threshold, 0.05, 0.0, 100, 20)}
+            bundle.manifest = replace(bundle.manifest, paths={"bank": replace(entry, rejection=rejection)})
+            with PoseEstimator(bundle, path="bank") as estimator:
+                nearly_yellow, boxes = frame((200, 190, 0)), [Detection(i, 1.0, BOX) for i in (1, 2)]
+                outcomes = estimator.outcomes(nearly_yellow, CAMERA, boxes)
+            assert isinstance(outcomes[0], PoseEstimate) == found
+            assert found or (isinstance(outcomes[0], Unposed) and outcomes[0].reason is Reason.SCORE_BELOW_THRESHOLD)
+            assert isinstance(outcomes[1], PoseEstimate)  # the other object has no threshold
+
+
+def test_a_bank_file_takes_the_place_of_the_bundles_own(toy_bundle: Write, tmp_path: Path) -> None:
+    path = toy_bundle()
+    with Bundle(path) as bundle:
+        sha256 = bundle.manifest.files["embedder.onnx"].sha256
+    turned = np.tile(np.diag([1.0, -1, -1]).astype(np.float32), (6, 1, 1))
+    shared, foreign = tmp_path / "shared.safetensors", tmp_path / "foreign.safetensors"
+    shared.write_bytes(bank_bytes(sha256, R=turned))
+    foreign.write_bytes(bank_bytes("0" * 64))
+    poses = []
+    given: tuple[dict[int, Path | str], ...] = ({}, {1: shared})
+    for banks in given:
+        with Bundle(path, banks) as bundle, PoseEstimator(bundle, path="bank") as estimator:
+            (estimate,) = estimator.estimate(frame((200, 0, 0)), CAMERA, [Detection(1, 1.0, BOX)])
+            poses.append(estimate.cam_from_obj)
+    np.testing.assert_allclose(poses[0].R, np.eye(3), atol=1e-6)
+    np.testing.assert_allclose(poses[1].R, turned[0], atol=1e-6)
+    np.testing.assert_allclose(poses[0].t_m, poses[1].t_m)
+    with Bundle(path, {1: foreign}) as bundle, pytest.raises(BankError, match=r"foreign\.safetensors: embedder"):
+        PoseEstimator(bundle, path="bank")
+    with pytest.raises(InputError, match="object 7"):
+        Bundle(path, {7: shared})
+    with pytest.raises(BankError, match="absent"):
+        Bundle(path, {1: tmp_path / "absent.safetensors"})
 
 
 def test_a_bank_for_another_search_is_refused(toy_bundle: Write) -> None:

@@ -12,7 +12,7 @@ from toy_bundles import BOX, CROPS, SIZE, bank_bytes, constant_graph, perfect_ma
 
 from posekit.runtime.bank import bank_from_bytes
 from posekit.runtime.bundle import Bundle
-from posekit.runtime.detection import Detection, PoseEstimate
+from posekit.runtime.detection import Detection, PoseEstimate, Reason, Unposed
 from posekit.runtime.errors import BankError, PosekitError, SpecError
 from posekit.runtime.estimator import PoseEstimator
 from posekit.runtime.intrinsics import Intrinsics
@@ -131,6 +131,19 @@ def test_maps_that_are_not_finite_are_no_pose_or_one_of_the_rest(toy_bundle: Wri
     some[8, :] = value
     (found,) = estimates(toy_bundle(mask=some, coords_m=coords), "epnp", INSIDE)
     assert 0 < found.score <= 1
+
+
+@pytest.mark.filterwarnings("ignore:overflow encountered")
+def test_a_score_that_is_not_finite_is_no_pose(toy_bundle: Write) -> None:
+    """Each value of the mask is finite, their mean in float32 is not."""
+    scale = 32 / 24
+    K_crop = np.array([[scale, 0, 15.5 - scale * 50], [0, scale, 15.5 - scale * 50], [0, 0, 1]]) @ CAMERA.K
+    mask, coords = perfect_maps(Pose.from_rotvec([0.4, -0.9, 0.2], [0, 0, 0.7]), K_crop, 32, grid=16, radius_m=0.05)
+    path = toy_bundle(mask=np.where(mask > 0.5, 3e38, 0.0), coords_m=coords)
+    with Bundle(path) as bundle, PoseEstimator(bundle, path="epnp") as estimator:
+        (found,) = estimator.outcomes(FRAME, CAMERA, [Detection(1, 0.9, INSIDE)])
+    assert isinstance(found, Unposed)
+    assert found.reason is Reason.OUTPUT_NOT_FINITE
 
 
 @pytest.mark.parametrize("path", ["regressor", "bank"])

@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-import json
-from pathlib import Path
-
 import cv2
 import numpy as np
 import pytest
 
 from posekit.runtime.errors import InputError
-from posekit.runtime.intrinsics import Intrinsics, intrinsics_from_json
+from posekit.runtime.intrinsics import Intrinsics
 
 K = np.array([[600.0, 0, 310], [0, 590, 250], [0, 0, 1]])
 DISTORTIONS = [
@@ -61,6 +58,17 @@ def with_K(**changes: float) -> np.ndarray:
         (K, (0, 480), (), "image size"),
         (K, (640, 480), (0.1, 0.2), "distortion"),
         (K, (640, 480), (0.1, 0.2, 0.0, np.nan), "distortion"),
+        (K, (640, 480), (0.1, 0.2, 0.0, 1e9), "distortion"),
+        (K, (640, 480), ("0.1", "0.2", "0", "0"), "distortion"),
+        (K, (640, 480), ((0.1, 0.2, 0.0, 0.0),), "distortion"),
+        (
+            np.diag([1 / 640, 1 / 480, 1.0]) @ K,
+            (640, 480),
+            (),
+            "focal lengths 0.9375, 1.22917 for an image of 640 x 480",
+        ),
+        (np.diag([0.006, 0.006, 1.0]) @ K, (640, 480), (), "focal lengths 3.6, 3.54 for an image"),  # a lens in mm
+        (with_K(k00=50.0, k11=50.0), (640, 480), (), "focal lengths 50, 50 for an image"),
     ],
 )
 def test_impossible_cameras_are_refused(
@@ -70,45 +78,47 @@ def test_impossible_cameras_are_refused(
         Intrinsics(K, *size, distortion)
 
 
-def test_camera_file(tmp_path: Path) -> None:
-    path = tmp_path / "camera.json"
-    path.write_text(
-        json.dumps({"fx": 600, "fy": 590, "cx": 310, "cy": 250, "width": 640, "height": 480, "depth_scale": 1})
-    )
-    camera = intrinsics_from_json(path)
-    assert np.array_equal(camera.K, K)
-    assert (camera.width_px, camera.height_px, camera.distortion) == (640, 480, ())
-
-
 @pytest.mark.parametrize(
-    "text",
+    ("distortion", "model", "cause"),
     [
-        "",
-        "[]",
-        "{}",
-        '{"fx": 600}',
-        '{"fx": 0, "fy": 1, "cx": 1, "cy": 1, "width": 4, "height": 4}',
-        '{"fx": 1, "fy": 1, "cx": 1, "cy": 1, "width": 4, "height": 4, "focal": 3}',
-        '{"fx": "a", "fy": 1, "cx": 1, "cy": 1, "width": 4, "height": 4}',
-        '{"fx": "600", "fy": 1, "cx": 1, "cy": 1, "width": 4, "height": 4}',
-        '{"fx": NaN, "fy": 1, "cx": 1, "cy": 1, "width": 4, "height": 4}',
-        '{"fx": 1, "fy": 1, "cx": 1, "cy": 1, "width": "4", "height": 4}',
-        '{"fx": 1, "fy": 1, "cx": 1, "cy": 1, "width": 4.5, "height": 4}',
-        '{"fx": 1, "fy": 1, "cx": 1, "cy": 1, "width": Infinity, "height": 4}',
-        '{"fx": 1, "fy": 1, "cx": 1, "cy": 1, "width": true, "height": 4}',
-        '{"fx": 1, "fy": 1, "cx": 1, "cy": 1, "width": 4, "height": 4, "distortion": "12345"}',
-        '{"fx": 1, "fy": 1, "cx": 1, "cy": 1, "width": 4, "height": 4, "distortion": [1]}',
-        '{"fx": 1' + "0" * 400 + ', "fy": 1, "cx": 1, "cy": 1, "width": 4, "height": 4}',
-        "[" * 100_000,
+        ((), "omni", "lens model 'omni'"),
+        ((0.1, 0.2, 0.3, 0.4, 0.5), "fisheye", "distortion .* of lens model fisheye"),
+        ((0.0, 0.0, 0.0, 0.0), "pinhole", "distortion .* of lens model pinhole"),
     ],
 )
-def test_bad_camera_files_are_refused(tmp_path: Path, text: str) -> None:
-    path = tmp_path / "camera.json"
-    path.write_text(text)
-    with pytest.raises(InputError, match=r"camera file .*camera\.json"):
-        intrinsics_from_json(path)
+def test_a_lens_model_has_its_own_coefficients(distortion: tuple[float, ...], model: str, cause: str) -> None:
+    with pytest.raises(InputError, match=cause):
+        Intrinsics(K, 640, 480, distortion, model)
 
 
-def test_missing_camera_file(tmp_path: Path) -> None:
-    with pytest.raises(InputError, match="camera file"):
-        intrinsics_from_json(tmp_path / "none.json")
+def test_what_no_image_shows_is_told() -> None:
+    """Behind the camera, on its plane, and beyond the lens's fold, here at a ray of 0.976, a point has no pixel."""
+    camera = Intrinsics(K, 640, 480, (-0.35, 0.0, 0.0, 0.0))
+    points = [[0, 0, 1.0], [0.5, 0, -1.0], [0.1, 0, 0.0], [0.97, 0, 1.0], [0.98, 0, 1.0], [-9, 9, 1.0]]
+    assert camera.shows(points).tolist() == [True, False, False, True, False, False]
+    assert camera.undistorted().shows(points).tolist() == [True, False, False, True, True, True]
+    assert not camera.shows([0, 0, 0.5], nearest_m=0.5)
+
+
+def test_pixels_without_a_ray_are_nan_or_refused() -> None:
+    camera = Intrinsics(K, 640, 480, (-1.2, 0.0, 0.0, 0.0))
+    pixels = np.array([[310.0, 250], [0, 0]])
+    ideal = camera.ideal_or_nan(pixels)
+    assert ideal[0].tolist() == [310, 250]
+    assert np.isnan(ideal[1]).all()
+    with pytest.raises(InputError, match="no ideal pixel"):
+        camera.ideal_from_distorted(pixels)
+
+
+def test_the_ideal_camera_has_square_pixels_and_sees_the_same() -> None:
+    """Rows 4/3 as far apart: a point's x stays, and the image's upper edge at y = -0.5 stays an edge."""
+    camera = Intrinsics(np.array([[800.0, 2, 310], [0, 600, 250], [0, 0, 1]]), 640, 480, (-0.2, 0.05, 0.0, 0.0))
+    ideal = camera.ideal
+    assert (ideal.width_px, ideal.height_px, ideal.is_distorted) == (640, 640, False)
+    assert ideal.K[0, 0] == ideal.K[1, 1]
+    points = np.random.default_rng(0).uniform([-0.4, -0.3, 0.8], [0.4, 0.3, 2.0], (20, 3))
+    x, y = camera.undistorted().project(points).T
+    assert np.allclose(ideal.project(points), np.stack([x, (y + 0.5) * 4 / 3 - 0.5], axis=1))
+    assert Intrinsics(K, 640, 480).ideal.K[1, 1] == 600  # 600 / 590: more than calibration's noise
+    same = Intrinsics(np.array([[600.0, 0, 310], [0, 596, 250], [0, 0, 1]]), 640, 480)
+    assert same.ideal is same

@@ -20,6 +20,7 @@ from posekit.runtime.machine import (
     machine_from_root,
     nvidia_driver,
     power_mode_from_nvpmodel,
+    saturates_int8,
 )
 
 CPUFREQ = "sys/devices/system/cpu/cpu{}/cpufreq/{}"
@@ -123,6 +124,22 @@ def test_a_server_with_and_without_a_driver(tmp_path: Path) -> None:
     assert found.cpu.governor == "performance, powersave"
     without = {name: text for name, text in SERVER.items() if "nvidia" not in name}
     assert machine_from_root(tree(tmp_path / "without", without)).nvidia_driver is None
+
+
+@pytest.mark.parametrize(
+    ("cpuinfo", "saturates"),
+    [
+        ("flags\t\t: fpu sse4_1 avx2 fma", True),  # Haswell, Zen 1 to 3
+        ("flags\t\t: fpu avx2 avx512f avx512bw", True),  # Skylake-X
+        ("flags\t\t: fpu avx2 avx512f avx512_vnni", False),
+        ("flags\t\t: fpu avx2 avx_vnni", False),
+        ("flags\t\t: fpu avx2 amx_tile amx_int8", False),
+        ("Features\t: fp asimd", False),  # Arm multiplies signed bytes into 16 bits and adds in 32
+        ("", False),
+    ],
+)
+def test_int8_products_overflow_on_x86_without_vnni(tmp_path: Path, cpuinfo: str, saturates: bool) -> None:
+    assert saturates_int8(tree(tmp_path, {"proc/cpuinfo": f"processor\t: 0\n{cpuinfo}\n"})) is saturates
 
 
 def test_cores_are_counted_once_whatever_threads_they_have(tmp_path: Path) -> None:

@@ -12,7 +12,7 @@ from safetensors.numpy import save
 from posekit.runtime.bundle import Bundle
 from posekit.runtime.errors import BundleError
 from posekit.runtime.manifest import ContinuousSymmetry, ObjectEntry
-from posekit.runtime.object_model import object_model, symmetries_from_entry
+from posekit.runtime.object_model import object_model, object_points_m, symmetries_from_entry
 
 VERTICES = np.eye(3, dtype=np.float32)
 FACES = np.array([[0, 1, 2]], np.int32)
@@ -44,6 +44,19 @@ def test_the_mesh_of_an_object_is_read() -> None:
 def test_other_members_are_refused_by_name(arrays: dict[str, Any]) -> None:
     with pytest.raises(BundleError, match=r"x\.safetensors"):
         object_model(bundle_with(**arrays), ENTRY)
+
+
+def test_all_vertices_are_beside_the_thinned_mesh() -> None:
+    points_m = np.arange(12, dtype=np.float32).reshape(4, 3)
+    bundle = bundle_with(points_m=points_m, vertices_m=VERTICES, faces=FACES)
+    np.testing.assert_array_equal(object_points_m(bundle, ENTRY), points_m)
+    np.testing.assert_array_equal(object_model(bundle, ENTRY).vertices_m, VERTICES)
+
+
+@pytest.mark.parametrize("points", [{}, {"points_m": VERTICES[:0]}, {"points_m": VERTICES[:, :2].copy()}])
+def test_errors_are_not_measured_on_a_thinned_mesh(points: dict[str, Any]) -> None:
+    with pytest.raises(BundleError, match=r"x\.safetensors.*points_m .*Export the bundle again"):
+        object_points_m(bundle_with(vertices_m=VERTICES, faces=FACES, **points), ENTRY)
 
 
 def test_symmetries_are_those_of_the_manifest() -> None:

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from posekit.runtime.errors import InputError
 from posekit.runtime.intrinsics import Intrinsics
 from posekit.runtime.object_model import ObjectModel
-from posekit.runtime.overlay import AXIS_SHARE, TRUTH_COLOUR, Drawing, draw_poses, outline_from
+from posekit.runtime.overlay import AXIS_SHARE, MUTED_COLOUR, TRUTH_COLOUR, Drawing, MarkedBox, draw_poses, outline_from
 from posekit.runtime.pose import Pose
 from posekit.runtime.sources import frames_from
 
@@ -45,6 +45,25 @@ def test_a_cube_has_twelve_sharp_edges_also_when_its_faces_share_no_vertex() -> 
         np.testing.assert_allclose(np.linalg.norm(np.diff(outline.edges_m, axis=1), axis=2), 0.1)
 
 
+def test_nothing_is_drawn_of_what_lies_beyond_the_fold_of_the_lens() -> None:
+    """r - 0.35 r^3 folds at 0.976: a cube at 1.2, 50 degrees off, is outside the picture, and its mirrored copy inside."""
+    camera = Intrinsics(CAMERA.K * [[0.5, 1, 1], [1, 0.5, 1], [1, 1, 1]], W, H, (-0.35, 0.0, 0.0, 0.0))
+    beyond, within = (Pose(np.eye(3), np.array([x, 0.0, 1.0])) for x in (1.2, 0.7))
+    assert np.abs(camera.project(beyond.t_m) - [159.5, 119.5]).max() < 110  # what the formula says is in the picture
+    assert not drawn(beyond, camera, axes=True).any()
+    assert drawn(within, camera).any()
+
+
+def test_a_fisheye_shows_what_is_far_off_its_axis() -> None:
+    """75 degrees to the right: 3.7 focal lengths on the plane z = 1, and 1.3 in the picture."""
+    camera = Intrinsics(CAMERA.K * [[1 / 3, 1, 1], [1, 1 / 3, 1], [1, 1, 1]], W, H, (), "fisheye")
+    angle = np.deg2rad(75)
+    pose = Pose(np.eye(3), 0.8 * np.array([np.sin(angle), 0, np.cos(angle)]))
+    ys, xs = np.nonzero(drawn(pose, camera))
+    assert xs.mean() == pytest.approx(159.5 + 100 * angle, abs=3)
+    assert ys.mean() == pytest.approx(119.5, abs=2)
+
+
 @pytest.mark.parametrize("camera", [CAMERA, FISHY], ids=["ideal", "distorted"])
 def test_the_silhouette_lies_on_the_projected_outline(camera: Intrinsics) -> None:
     """A cube seen face on: the contour is the projected front square, to half a pixel and the line's width."""
@@ -72,6 +91,15 @@ def test_hidden_edges_are_not_drawn() -> None:
     ys, xs = np.nonzero(seen)
     inside = seen[ys.min() + 9 : ys.max() - 8, xs.min() + 9 : xs.max() - 8]
     assert not inside.any()
+
+
+@pytest.mark.parametrize("box", [[40, 60, 120, 140], [-1e6, -1e6, 1e6, 1e6], [5, 5, 5, 5], [900, 50, 950, 90]])
+def test_a_box_without_a_pose_is_muted_and_its_reason_stays_in_the_picture(box: list[float]) -> None:
+    pose = Pose(np.eye(3), np.array([0, 0, 0.5]))
+    drawing = Drawing(outline_from(CUBE), pose, RED, axes=False)
+    image = draw_poses(blank(), CAMERA, [drawing], [MarkedBox(np.array(box), "cube no_consensus")])
+    assert (image == MUTED_COLOUR).all(axis=2).sum() > 400  # the label's plate
+    assert (draw_poses(blank(), CAMERA, [drawing]) == MUTED_COLOUR).all(axis=2).sum() == 0
 
 
 def test_axes_show_x_red_y_green_z_blue() -> None:

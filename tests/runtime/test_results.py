@@ -13,17 +13,19 @@ from full_disk import full_disk
 from hypothesis import given
 from hypothesis import strategies as st
 
-from posekit.runtime.detection import Detection, PoseEstimate
+from posekit.runtime.detection import Detection, PoseEstimate, Reason, Unposed
 from posekit.runtime.errors import InputError, OutputError, SourceError
 from posekit.runtime.intrinsics import Intrinsics
 from posekit.runtime.pose import Pose
-from posekit.runtime.results import PoseRecord, ResultsWriter, read_results, records_from
+from posekit.runtime.results import PoseRecord, Record, ResultsWriter, UnposedRecord, read_results, records_from
 from posekit.runtime.sources import Frame
 
 FORMS = ["jsonl", "csv"]
 numbers = st.floats(-3, 3)
-records = st.builds(
-    lambda ids, score, rotvec, t_m, time_s: PoseRecord(
+ids = st.tuples(st.integers(0, 99), st.integers(0, 9999), st.integers(1, 30))
+times_s = st.none() | st.floats(0, 10)
+poses = st.builds(
+    lambda ids, score, rotvec, t_m, time_s, other: PoseRecord(
         f"{ids[0]:06d}/{ids[1]:06d}",
         ids[0],
         ids[1],
@@ -32,12 +34,29 @@ records = st.builds(
         Pose.from_rotvec(rotvec, t_m),
         np.array([1.0, 2, 30, 40.5]),
         time_s,
+        alternative=other and Pose.from_rotvec(other, t_m),
     ),
-    st.tuples(st.integers(0, 99), st.integers(0, 9999), st.integers(1, 30)),
+    ids,
     st.floats(0, 1),
     st.tuples(numbers, numbers, numbers),
     st.tuples(numbers, numbers, numbers),
-    st.none() | st.floats(0, 10),
+    times_s,
+    st.none() | st.tuples(numbers, numbers, numbers),
+)
+unposed = st.builds(
+    lambda ids, reason, time_s: UnposedRecord(
+        f"{ids[0]:06d}/{ids[1]:06d}",
+        ids[0],
+        ids[1],
+        ids[2],
+        reason,
+        np.array([-5.0, 2, -5.0, 40.5]),
+        time_s,
+        {"crop": 0.25},
+    ),
+    ids,
+    st.sampled_from(Reason),
+    times_s,
 )
 
 
@@ -45,25 +64,56 @@ def record(im_id: int = 0) -> PoseRecord:
     return PoseRecord("a/b.png", 1, im_id, 5, 0.5, Pose.from_rotvec([0.1, 0.2, 0.3], [0.01, -0.02, 0.7]), None, 0.05)
 
 
-@given(st.lists(records, max_size=4), st.sampled_from(FORMS))
-def test_what_is_written_reads_back(
-    tmp_path_factory: pytest.TempPathFactory, rows: list[PoseRecord], form: str
-) -> None:
+@given(st.lists(poses | unposed, max_size=5), st.sampled_from(FORMS))
+def test_what_is_written_reads_back(tmp_path_factory: pytest.TempPathFactory, rows: list[Record], form: str) -> None:
+    """Every record from JSON lines, the poses alone and without what BOP has no column for from a CSV."""
     path = tmp_path_factory.mktemp("results") / f"poses.{form}"
     with ResultsWriter(path) as writer:
         writer.write(rows)
+    kept = [row for row in rows if form == "jsonl" or isinstance(row, PoseRecord)]
     back = read_results(path)
-    assert len(back) == len(rows)
-    for row, read in zip(rows, back, strict=True):
-        assert (read.frame, read.scene_id, read.im_id, read.object_id) == (
-            row.frame,
-            row.scene_id,
-            row.im_id,
-            row.object_id,
-        )
-        assert (read.score, read.time_s) == (row.score, row.time_s)
-        np.testing.assert_allclose(read.cam_from_obj.as_matrix(), row.cam_from_obj.as_matrix(), atol=1e-12)
-        assert form == "csv" or np.array_equal(read.box_xyxy_px, row.box_xyxy_px)  # type: ignore[arg-type]
+    assert len(back) == len(kept) == writer.n_records
+    for row, read in zip(kept, back, strict=True):
+        for name in ("frame", "scene_id", "im_id", "object_id", "time_s"):
+            assert getattr(read, name) == getattr(row, name)
+        assert type(read) is type(row)
+        if form == "jsonl":
+            np.testing.assert_array_equal(np.array(read.box_xyxy_px), np.array(row.box_xyxy_px))
+            assert read.stages_s == row.stages_s
+        if isinstance(row, PoseRecord) and isinstance(read, PoseRecord):
+            assert read.score == row.score
+            np.testing.assert_allclose(read.cam_from_obj.as_matrix(), row.cam_from_obj.as_matrix(), atol=1e-12)
+            assert (read.alternative is None) == (row.alternative is None or form == "csv")
+            if read.alternative and row.alternative:
+                np.testing.assert_allclose(read.alternative.as_matrix(), row.alternative.as_matrix(), atol=1e-12)
+        elif isinstance(row, UnposedRecord) and isinstance(read, UnposedRecord):
+            assert read.reason is row.reason
+
+
+def test_a_detection_without_a_pose_is_a_line_with_its_reason(tmp_path: Path) -> None:
+    with ResultsWriter(tmp_path / "poses.jsonl") as writer:
+        writer.write([UnposedRecord("a.png", 0, 3, 5, Reason.NO_CONSENSUS, np.array([1.0, 2, 30, 40]), 0.05)])
+    assert json.loads((tmp_path / "poses.jsonl").read_text()) == {
+        "frame": "a.png",
+        "scene_id": 0,
+        "im_id": 3,
+        "object_id": 5,
+        "reason": "no_consensus",
+        "box_xyxy_px": [1, 2, 30, 40],
+        "time_s": 0.05,
+        "stages_s": {},
+    }
+
+
+def test_a_line_of_an_older_posekit_has_no_alternative(tmp_path: Path) -> None:
+    with ResultsWriter(tmp_path / "poses.jsonl") as writer:
+        writer.write([record()])
+    row = json.loads((tmp_path / "poses.jsonl").read_text())
+    assert row.pop("alternative") is None
+    (tmp_path / "old.jsonl").write_text(json.dumps(row))
+    (read,) = read_results(tmp_path / "old.jsonl")
+    assert isinstance(read, PoseRecord)
+    assert read.alternative is None
 
 
 def test_json_lines_are_metres_row_major(tmp_path: Path) -> None:
@@ -90,7 +140,11 @@ def test_records_carry_frame_box_and_times() -> None:
     camera = Intrinsics(np.diag([60.0, 60.0, 1.0]), 64, 48)
     frame = Frame(np.zeros((48, 64, 3), np.uint8), camera, "clip.mp4#000003", 3, im_id=3)
     estimate = PoseEstimate(5, 0.5, Pose.identity(), Detection(5, 0.9, np.array([1.0, 2, 3, 4])))
-    (row,) = records_from(frame, [estimate], 0.05, {"crop": 0.01})
+    outside = Unposed(Detection(6, 0.9, np.array([100.0, 2, 300, 4])), Reason.BOX_OUTSIDE_IMAGE)
+    row, other = records_from(frame, [estimate, outside], 0.05, {"crop": 0.01})
+    assert isinstance(other, UnposedRecord)
+    assert (other.frame, other.im_id, other.object_id, other.reason) == (row.frame, 3, 6, Reason.BOX_OUTSIDE_IMAGE)
+    assert (other.box_xyxy_px.tolist(), other.time_s, other.stages_s) == ([100, 2, 300, 4], 0.05, {"crop": 0.01})
     assert (row.frame, row.im_id, row.object_id, row.time_s, row.stages_s) == (
         "clip.mp4#000003",
         3,
@@ -150,7 +204,7 @@ def write_hundred(writer: ResultsWriter) -> None:
 def test_a_full_disk_keeps_whole_lines_and_says_where(tmp_path: Path, form: str) -> None:
     path = tmp_path / f"poses.{form}"
     writer = ResultsWriter(path)
-    with full_disk(1000), pytest.raises(OutputError, match="estimates are kept in") as caught:
+    with full_disk(1000), pytest.raises(OutputError, match="results are kept in") as caught:
         write_hundred(writer)
     kept = read_results(writer.partial_path)
     assert 0 < len(kept) == writer.n_records < 100
@@ -206,12 +260,20 @@ def test_a_folder_that_is_not_there_is_said_before_work_starts(tmp_path: Path) -
         ResultsWriter(tmp_path / "poses.txt")
 
 
+UNPOSED = (
+    '{"frame": "a", "scene_id": 0, "im_id": 0, "object_id": 1, "reason": "no_consensus", "box_xyxy_px": [1, 2, 3, 4]}'
+)
+
+
 @pytest.mark.parametrize(
     ("form", "line"),
     [
         ("jsonl", "{"),
         ("jsonl", '{"frame": "a"}'),
         ("jsonl", "[]"),
+        ("jsonl", UNPOSED.replace("no_consensus", "bad_luck")),
+        ("jsonl", UNPOSED.replace("[1, 2, 3, 4]", "[1, 2]")),
+        ("jsonl", UNPOSED.replace('"reason"', '"score": 0.5, "reason"')),
         ("csv", "1,2,3"),
         ("csv", "1,2,3,0.5,1 0 0 0 1 0 0 0 2,0 0 1,-1"),
         ("csv", "1,2,3,0.5,1 0 0 0 1 0 0 0 1,0 0 nan,-1"),

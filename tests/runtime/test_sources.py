@@ -193,9 +193,10 @@ def test_a_camera_runs_until_it_fails_or_is_closed(monkeypatch: pytest.MonkeyPat
 
 
 def test_the_environment_is_left_as_it_was(tmp_path: Path) -> None:
-    level = cv2.utils.logging.getLogLevel()
+    log: Any = getattr(cv2.utils, "logging", cv2)
+    level = log.getLogLevel()
     with pytest.raises(PosekitError):
         frames_from(tmp_path / "absent.mp4", CAMERA)
     list(frames_from(video(tmp_path / "clip.avi", 2), CAMERA))
     assert "OPENCV_FFMPEG_LOGLEVEL" not in os.environ
-    assert cv2.utils.logging.getLogLevel() == level
+    assert log.getLogLevel() == level

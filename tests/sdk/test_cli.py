@@ -29,7 +29,7 @@ from posekit.runtime.crop import CropPreset
 from posekit.runtime.errors import InputError
 from posekit.runtime.manifest import FORMAT, GraphEntry, Manifest, ObjectEntry, PathEntry
 from posekit.runtime.records import json_from_record
-from posekit.runtime.results import read_results
+from posekit.runtime.results import PoseRecord, UnposedRecord, read_results
 from posekit.runtime.tensor import TensorSpec
 
 W, H, SIZE = 160, 120, 32
@@ -78,7 +78,8 @@ def bundle(tmp_path: Path) -> Path:
         default_path="direct",
         files={},
     )
-    members = {"pose.onnx": pose_graph(), "cube.safetensors": bytes(save({"vertices_m": CORNERS, "faces": FACES}))}
+    cube = bytes(save({"points_m": CORNERS, "vertices_m": CORNERS, "faces": FACES}))
+    members = {"pose.onnx": pose_graph(), "cube.safetensors": cube}
     pack_bundle(tmp_path / "toy.posekit", manifest, members)
     return tmp_path / "toy.posekit"
 
@@ -140,6 +141,7 @@ def test_run_writes_poses_and_overlays_and_says_what_next(bundle: Path, images: 
     assert result.exit_code == 0, result.output
     records = read_results(tmp_path / "poses.jsonl")
     assert [r.frame for r in records] == ["0.png", "1.png", "2.png"]
+    assert isinstance(records[0], PoseRecord)
     np.testing.assert_allclose(records[0].cam_from_obj.t_m, [0, 0, 0.5])
     assert records[0].time_s is not None
     assert 0 < sum(records[0].stages_s.values()) <= records[0].time_s
@@ -157,6 +159,33 @@ def test_run_as_json_is_one_object_on_stdout(bundle: Path, images: Path) -> None
     outcome = json.loads(result.stdout)
     assert (outcome["n_frames"], outcome["n_estimates"], outcome["path"]) == (2, 2, "direct")
     assert outcome["timings"]["frame"]["n"] == 2
+
+
+def test_a_box_without_a_crop_costs_itself_alone(bundle: Path, images: Path, tmp_path: Path) -> None:
+    """Counted by reason, in the file, drawn, and the frame and the run go on."""
+    outside, thin = BOX | {"box_xyxy_px": [900, 40, 940, 80]}, BOX | {"box_xyxy_px": [60, 40, 60, 80]}
+    boxes = {"0.png": [outside, BOX, thin], "1.png": [outside], "2.png": [BOX]}
+    (tmp_path / "boxes.json").write_text(json.dumps(boxes))
+    run = with_boxes(bundle, images)
+    told = posekit(*run, "-o", tmp_path / "poses.jsonl", "--overlay", tmp_path / "seen")
+    assert told.exit_code == 0, told.output
+    assert "2 poses in 3 frames" in told.stdout
+    assert "3 detections without a pose: 2 box_outside_image, 1 box_too_thin" in told.stdout
+    records = read_results(tmp_path / "poses.jsonl")
+    assert [(r.frame, r.reason.value if isinstance(r, UnposedRecord) else "pose") for r in records] == [
+        ("0.png", "box_outside_image"),
+        ("0.png", "pose"),
+        ("0.png", "box_too_thin"),
+        ("1.png", "box_outside_image"),
+        ("2.png", "pose"),
+    ]
+    seen = cv2.imread(str(tmp_path / "seen" / "1.png"))
+    assert seen is not None
+    assert (seen != 61).any()
+    outcome = json.loads(posekit(*run, "--json", "-o", tmp_path / "poses.csv").stdout)
+    assert outcome["reasons"] == {"box_outside_image": 2, "box_too_thin": 1}
+    assert (outcome["n_detections"], outcome["n_estimates"], outcome["n_frames"]) == (5, 2, 3)
+    assert len(read_results(tmp_path / "poses.csv")) == 2
 
 
 def test_run_on_a_data_set_scores_against_its_truth(bundle: Path, data_set: Path, tmp_path: Path) -> None:
@@ -214,7 +243,7 @@ def test_a_frame_that_fails_is_named_and_what_came_before_is_kept(bundle: Path, 
     cv2.imwrite(str(images / "2.png"), np.zeros((H, W // 2, 3), np.uint8))
     message = refused(*with_boxes(bundle, images), "-o", tmp_path / "poses.jsonl")
     assert "2.png" in message
-    assert "2 estimates so far are kept in" in message
+    assert "2 results so far are kept in" in message
     assert len(read_results(tmp_path / "poses.jsonl.partial")) == 2
     assert not (tmp_path / "poses.jsonl").exists()
 
@@ -236,7 +265,7 @@ def test_a_keyboard_stop_keeps_results(bundle: Path, images: Path, tmp_path: Pat
     monkeypatch.setattr("posekit.sequence.draw_poses", stopping)
     message = refused(*with_boxes(bundle, images), "-o", tmp_path / "poses.jsonl", "--overlay", tmp_path / "seen")
     assert "a stop after 2 frames" in message
-    assert "2 estimates so far are kept in" in message
+    assert "2 results so far are kept in" in message
 
 
 @pytest.mark.parametrize(
@@ -273,7 +302,7 @@ def test_a_full_disk_keeps_what_was_written(bundle: Path, images: Path, tmp_path
         message = refused(*with_boxes(bundle, images), "-o", tmp_path / "poses.jsonl")
     kept = read_results(tmp_path / "poses.jsonl.partial")
     assert 0 < len(kept) < 3
-    assert f"{len(kept)} estimates are kept in" in message
+    assert f"{len(kept)} results are kept in" in message
     (tmp_path / "seen").mkdir()
     (tmp_path / "seen" / "0.png").write_bytes(b"an older picture")
     with full_disk(100):
@@ -411,7 +440,7 @@ network = "toy_patches:patches"
 role = "embedder"
 checkpoint = "random"
 crop = {rule = "square", size_px = 32}
-bank = {sphere = 42, in_plane_steps = 1, supersample = 1}
+bank = {sphere = 42, in_plane_steps = 1, supersample = 1, search = "flat"}
 """
 TOY_NETWORK = """
 from torch import nn
@@ -468,14 +497,14 @@ def test_bank_build_replaces_one_bank_and_nothing_else(tmp_path: Path) -> None:
         default_path="bank",
         files={},
     )
-    model = bytes(save({"vertices_m": CORNERS, "faces": FACES}))
+    model = bytes(save({"points_m": CORNERS, "vertices_m": CORNERS, "faces": FACES}))
     members = {"e.onnx": embedder_graph(), "cube.safetensors": model, "cube.bank": b"old"}
     path = tmp_path / "toy.posekit"
     pack_bundle(path, manifest, members)
     build = ["bank", "build", path, "--object", 1, "--mesh", tmp_path / "cube.ply", "--unit", "mm", "--sphere", 42]
     result = posekit(*build, "--in-plane-steps", 1, "--json")
     assert result.exit_code == 0, result.output
-    assert json.loads(result.stdout)["views"] == 42
+    assert json.loads(result.stdout)["banks"]["bank"]["views"] == 42
     with Bundle(path) as rebuilt:
         bank = bank_from_bytes(rebuilt.read("cube.bank"), "cube.bank")
         check_bank_fits(bank, 1, rebuilt.manifest.files["e.onnx"].sha256, json_from_record(crop), "cube.bank")

@@ -97,11 +97,16 @@ def test_the_doctor_on_this_machine(tmp_path: Path) -> None:
         assert code in (doctor.__doc__ or "")
     assert all("remedy" in check for check in found["checks"] if check["status"] != "ok")
     pose = found["bundle"]["graphs"]["pose"]
-    assert {load["status"] for load in pose["loads"] if load["backend"] in CPU_BACKENDS} == {"loads"}
+    for load in (one for one in pose["loads"] if one["backend"] in CPU_BACKENDS):
+        unfit = BACKENDS[load["backend"]].unfit(load["precision"])
+        assert load["status"] == ("loads" if unfit is None else "refused")
+        assert unfit is None or (unfit == load["found"] and load["remedy"])
     assert runs(found) == {"regressor": True, "bank": True, "epnp": True}
     assert found["bundle"]["paths"]["bank"]["graphs"] == ["embedder", "matcher"]
     if status["cuda-driver"] != "ok":
-        assert pose["auto"] == {"backend": "openvino", "precision": "int8", "member": "pose.int8.onnx"}
+        int8 = {"backend": "openvino", "precision": "int8", "member": "pose.int8.onnx"}
+        fp32 = {"backend": "onnxruntime", "precision": "fp32", "member": "pose.onnx"}
+        assert pose["auto"] == (int8 if BACKENDS["openvino"].runs("int8") else fp32)
 
 
 def test_the_doctor_itself_loads_no_heavy_library() -> None:
@@ -208,9 +213,29 @@ def test_auto_is_what_auto_does(tmp_path: Path, variants: tuple[Precision, ...],
     for load in graph.loads:
         bad = damaged and load.precision != "fp32"
         offered = load.precision in BACKENDS[load.backend].precisions
-        expected = ("refused" if bad else "loads") if load.backend in CPU_BACKENDS else "absent"
+        unfit = BACKENDS[load.backend].unfit(load.precision) is not None
+        expected = ("refused" if bad or unfit else "loads") if load.backend in CPU_BACKENDS else "absent"
         if load.backend in CPU_BACKENDS or not offered:
             assert load.status == (expected if offered else "not-offered")
+
+
+def test_what_is_held_back_is_shown_and_not_taken(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    content, entry = pose_graph(np.zeros((4, 3)))
+    held_back: dict[Precision, str] = {"int8": "Slower than fp32, by 3 [ms]."}
+    path = write_toy_bundle(
+        tmp_path / "toy.posekit",
+        replaced={"pose": (content, replace(entry, held_back=held_back))},
+        variants={("pose", "int8"): content},
+    )
+    monkeypatch.setattr(doctor, "diagnose", partial(diagnose, trial=in_process))
+    found = json.loads(posekit("doctor", path, "--json").stdout)["bundle"]["graphs"]["pose"]
+    assert found["held_back"] == held_back
+    assert (found["auto"]["backend"], found["auto"]["precision"]) == ("onnxruntime", "fp32")
+    assert any("int8 is held back: Slower than fp32, by 3 [ms]." in reason for reason in found["reasons"])
+    for command in ("doctor", "inspect"):
+        assert "pose int8 is held back, it runs only when asked for: Slower than fp32, by 3 [ms]." in (
+            " ".join(posekit(command, path).stdout.split())
+        )
 
 
 def test_a_default_path_that_cannot_run_is_exit_code_3(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 from toy_bundles import write_toy_bundle
 from toy_evidence import evidence, latencies_ms, written
+from toy_figures import pose_figures
 from typer.testing import CliRunner
 
 from posekit.calibration.fitness import Fitness
@@ -20,8 +21,8 @@ from posekit.export.precision.int8 import Int8Report
 from posekit.export.precision.judge import Measured
 from posekit.export.precision.search import Candidate, Search
 from posekit.export.precision.variants import GraphVariants
-from posekit.export.verify.figures import Figures, Spread
-from posekit.export.verify.gates import GateResult
+from posekit.export.verify.figures import Spread
+from posekit.export.verify.gates import GateResult, Outcome
 from posekit.report import PRECISION_REPORT, precision_points
 from posekit.runtime.bundle import Bundle
 from posekit.runtime.errors import BundleError
@@ -34,15 +35,18 @@ def posekit(*arguments: object) -> Any:
 
 def measured(degrees: float, latency_ms: float, passed: bool = True) -> Measured:
     spread = Spread(degrees / 2, degrees)
-    figures = Figures(9, 1.0, 0.0, 0.0, spread, spread, spread, 0, None, None, None, None, None, {"R": spread})
-    gates = (GateResult("rotation_p95_deg", degrees, 2.0, 0.1, passed, degrees / 2),)
+    figures = pose_figures(rotation_deg=spread, translation_mm=spread, outputs={"R": spread})
+    verdict: Outcome = "held" if passed else "missed"
+    gates = (GateResult("rotation_p95_deg", verdict, degrees, 2.0, 0.1, degrees / 2, 40, 40, "settled poses"),)
     return Measured("openvino", figures, gates, latency_ms, 1_000_000)
 
 
 def variants() -> GraphVariants:
     tried = (Candidate((), measured(3.0, 1.0, passed=False)), Candidate(("a",), measured(1.0, 1.5)))
     search = Search((), tried, tried[1])
-    int8 = Int8Report("a recording", Fitness(40, 40, 0, 0, 0, "ab"), {}, 2, search, "1 of 2 blocks in INT8")
+    int8 = Int8Report(
+        "a recording", Fitness(40, 40, 0, 0, 0, "ab"), {}, 2, search, ("b/Conv",), True, "1 of 2 blocks in INT8"
+    )
     return GraphVariants("pose", "regressor", {"fp32 openvino": measured(0.0, 3.0)}, int8=int8)
 
 

@@ -227,6 +227,18 @@ def test_frames_without_any_box_are_no_figure(measured: Measure) -> None:
     assert any("back-to-back: no box in any of 6 frames" in reason for reason in evidence.result.reasons)
 
 
+def test_boxes_that_end_without_a_pose_are_counted(measured: Measure, tmp_path: Path) -> None:
+    """Every frame has a good box and one outside the image; every other one a third that is too thin."""
+    bad = [Detection(1, 1.0, BOX + 1000), Detection(1, 1.0, np.array([5.0, 5, 5, 9]))]
+    evidence = measured(lambda frame: [bad[0], Detection(1, 1.0, BOX), *bad[1:] * (frame.index % 2)])
+    (run,) = evidence.result.runs
+    assert (run.objects, run.reasons) == (2.5, {"box_outside_image": FRAMES, "box_too_thin": FRAMES // 2})
+    told = f"back-to-back: {FRAMES * 3 // 2} of {FRAMES * 5 // 2} boxes ended without a pose: 6 box_outside_image, 3 box_too_thin."
+    assert told in evidence.result.notes
+    write_evidence(tmp_path, evidence.result, evidence.samples, evidence.readings)
+    assert read_result(tmp_path) == evidence.result
+
+
 def test_the_sweep_leaves_out_frames_without_a_box(measured: Measure) -> None:
     """Every other frame has one: their mean is a half back to back, and three in the sweep."""
     result = measured(lambda frame: [Detection(1, 1.0, BOX)] * (frame.index % 2), objects=(3,)).result

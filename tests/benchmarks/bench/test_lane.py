@@ -12,7 +12,7 @@ from toy_bundles import write_toy_bundle
 
 from posekit.benchmarks.bench.lane import DeviceEvents, Lane
 from posekit.runtime.bundle import Bundle
-from posekit.runtime.detection import Detection
+from posekit.runtime.detection import Detection, PoseEstimate, Reason
 from posekit.runtime.estimator import PoseEstimator
 from posekit.runtime.intrinsics import Intrinsics
 from posekit.runtime.manifest import DEFAULT_CROPS_PER_PASS
@@ -80,11 +80,18 @@ def test_boxes_of_objects_that_the_path_does_not_know_are_left_out(bundle: Bundl
 def test_a_sweep_uses_the_frames_own_boxes_over_and_over(bundle: Bundle, given: int, asked: int, run: int) -> None:
     boxes = [Detection(1, 0.9, BOX + i) for i in range(given)]
     seen: list[Any] = []
-    with lane(bundle, "regressor", boxes, seen=lambda frame, boxes, poses: seen.append((boxes, poses))) as worker:
+    with lane(bundle, "regressor", boxes, seen=lambda frame, outcomes: seen.append(outcomes)) as worker:
         assert worker.run(FRAME, objects=asked).objects == run
-    ((used, poses),) = seen
-    assert [box.box_xyxy_px[0] for box in used] == [40 + i % max(given, 1) for i in range(run)]
-    assert len(poses) == run
+    (outcomes,) = seen
+    assert [o.detection.box_xyxy_px[0] for o in outcomes] == [40 + i % max(given, 1) for i in range(run)]
+    assert all(isinstance(outcome, PoseEstimate) for outcome in outcomes)
+
+
+def test_boxes_without_a_pose_are_told_apart(bundle: Bundle) -> None:
+    boxes = [Detection(1, 0.9, box) for box in (BOX, BOX + 500, BOX)]
+    with lane(bundle, "regressor", boxes) as worker:
+        passed = worker.run(FRAME)
+    assert (passed.objects, passed.unposed) == (3, (Reason.BOX_OUTSIDE_IMAGE,))
 
 
 def test_a_frame_that_lay_in_memory_has_waited(bundle: Bundle) -> None:

@@ -10,8 +10,9 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from toy_lanes import MS, ToyClock, ToyLane, spread, toy_frames
 
-from posekit.benchmarks.bench.lane import Lane
-from posekit.benchmarks.bench.modes import Extent, Paced, Soak, back_to_back, collected, resident_mb
+from posekit.benchmarks.bench.lane import Lane, Passed
+from posekit.benchmarks.bench.modes import Extent, Kept, Paced, Soak, back_to_back, collected, resident_mb
+from posekit.runtime.detection import Reason
 from posekit.runtime.errors import BackendError
 
 PERIOD_MS, RATE_HZ = 20.0, 50.0
@@ -150,3 +151,10 @@ def test_memory_grows_by_what_is_held(tmp_path: Path) -> None:
     assert resident_mb() - before > 50
     with pytest.raises(BackendError, match="resident memory"):
         resident_mb(tmp_path / "none")
+
+
+def test_what_a_frame_is_divided_by_are_its_poses() -> None:
+    kept = Kept()
+    kept.add(Passed(0, 5, {}, {}, 3, (Reason.NO_CONSENSUS,)))
+    kept.add(Passed(9, 5, {}, {}, 1))
+    assert (kept.objects, kept.poses, kept.reasons) == (4, 3, {"no_consensus": 1})

@@ -68,7 +68,7 @@ def everything() -> Everything:
 
 
 def embedder(network: nn.Module, trunk: tuple[str, ...] = ()) -> GraphSource:
-    return embedder_graphs(network.eval(), Entrance(), 16, None, trunk)["embedder"]
+    return embedder_graphs(network.eval(), Entrance(), (16, 16), None, trunk)["embedder"]
 
 
 @pytest.fixture(scope="module")

@@ -16,8 +16,10 @@ from toy_recipe import FRAMES, RECIPE, write_workshop
 from posekit.calibration.qdq import quantised_nodes
 from posekit.export.pipeline import ExportReport, export_recipe
 from posekit.export.recipe import recipe_from_toml
+from posekit.runtime.backends import session_and_choice
 from posekit.runtime.bundle import Bundle
 from posekit.runtime.errors import CalibrationError, GateError
+from posekit.runtime.manifest import Manifest
 
 torch.set_num_threads(1)
 
@@ -90,6 +92,12 @@ def test_a_repeated_export_gives_the_same_bytes_and_makes_nothing(
     assert again.path.read_bytes() == report.path.read_bytes()
 
 
+def untimed(manifest: Manifest) -> Manifest:
+    """Without what follows from latencies."""
+    graphs = {name: replace(entry, held_back={}) for name, entry in manifest.graphs.items()}
+    return replace(manifest, files={}, graphs=graphs)
+
+
 def test_without_the_cache_graphs_and_manifest_are_the_same_but_for_latencies(
     report: ExportReport, workshop: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -101,7 +109,7 @@ def test_without_the_cache_graphs_and_manifest_are_the_same_but_for_latencies(
         assert {name: entry for name, entry in one.files.items() if name not in timed} == {
             name: entry for name, entry in other.files.items() if name not in timed
         }
-        assert replace(one, files={}) == replace(other, files={})
+        assert untimed(one) == untimed(other)
 
 
 def test_another_gate_is_judged_on_the_figures_that_are_kept(
@@ -128,6 +136,40 @@ def test_a_missed_gate_leaves_no_bundle_but_a_report(
     reports = tmp_path / "missed.posekit.reports"
     assert json.loads((reports / "verification.json").read_text())["passed"] is False
     assert "MISSED" in (reports / "verification.md").read_text()
+
+
+def test_a_variant_that_cannot_be_made_costs_itself(workshop: Path, tmp_path: Path) -> None:
+    """Every value of this trunk is beyond float16; a tanh behind it brings it back."""
+    from safetensors.torch import load_file, save_file
+
+    weights = load_file(workshop / "guess.safetensors")
+    save_file(
+        {k: w * (1e9 if k == "trunk.0.0.weight" else 1) for k, w in weights.items()}, workshop / "loud.safetensors"
+    )
+    report = export(workshop, tmp_path / "loud.posekit", "guess.safetensors", "loud.safetensors")
+    (entry,) = report.variants
+    assert "network.trunk.0.0" in entry.refused["fp16"]
+    assert "nothing is left" in entry.refused["fp16"]
+    assert set(report.manifest.graphs["guess.pose"].variants) == {"fp32", "int8"}
+    assert "INT8" in {onnx.TensorProto.DataType.Name(t.data_type) for t in graph(report, "int8").graph.initializer}
+    with Bundle(report.path) as bundle:
+        told = bytes(bundle.read(bundle.manifest.reports["pareto"])).decode()
+    assert f"guess.pose fp16 was not made: {entry.refused['fp16']}" in told
+
+
+@pytest.mark.parametrize("faster", [True, False])
+def test_int8_that_is_not_worth_it_is_never_the_default(
+    faster: bool, workshop: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("posekit.export.precision.int8._verdict", lambda *_: (faster, "3 of 3 blocks, slower."))
+    report = export(workshop, tmp_path / "toy.posekit")
+    entry = report.manifest.graphs["guess.pose"]
+    assert set(entry.variants) == {"fp32", "fp16", "int8"}
+    assert entry.held_back == ({} if faster else {"int8": "3 of 3 blocks, slower."})
+    with Bundle(report.path) as bundle:
+        session, choice = session_and_choice(bundle, "guess.pose", backend="openvino")
+        session.close()
+    assert choice.precision == ("int8" if faster else "fp16")
 
 
 @pytest.mark.parametrize(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, cast, get_args
@@ -20,6 +21,7 @@ from posekit.runtime.manifest import GraphEntry, Precision
 from posekit.runtime.session import Session
 
 PRECISIONS: tuple[Precision, ...] = get_args(Precision)
+WHY = "5 of 55 blocks in INT8 are slower than without."
 
 
 def graph() -> bytes:
@@ -32,16 +34,18 @@ def graph() -> bytes:
 class OneGraph:
     """The part of a bundle that opening a session needs."""
 
-    def __init__(self, *variants: Precision) -> None:
-        entry = GraphEntry("pose", {p: f"net.{p}.onnx" for p in variants}, (), ())
+    def __init__(self, *variants: Precision, held_back: tuple[Precision, ...] = ()) -> None:
+        entry = GraphEntry(
+            "pose", {p: f"net.{p}.onnx" for p in variants}, (), (), held_back=dict.fromkeys(held_back, WHY)
+        )
         self.manifest = SimpleNamespace(graphs={"net": entry})
 
     def read(self, member: str) -> memoryview:
         return memoryview(graph())
 
 
-def bundle_of(*variants: Precision) -> Bundle:
-    return cast(Bundle, OneGraph(*variants))
+def bundle_of(*variants: Precision, held_back: tuple[Precision, ...] = ()) -> Bundle:
+    return cast(Bundle, OneGraph(*variants, held_back=held_back))
 
 
 class Opened:
@@ -121,6 +125,56 @@ def test_a_named_precision_is_obeyed(monkeypatch: pytest.MonkeyPatch, precision:
         others = [p for p in PRECISIONS if p != precision]
         with pytest.raises(BackendError, match=precision):
             session_and_choice(bundle_of(*others), "net", backend=backend, precision=precision)
+
+
+def test_a_precision_that_comes_out_wrong_here_is_not_run(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Not by choice, not by name: the next precision or backend has its turn, and the reason is told."""
+    machine(monkeypatch, openvino=True, onnxruntime=True)
+    wrong = replace(backends.BACKENDS["openvino"], unfit=lambda p: "it overflows" if p == "int8" else None)
+    monkeypatch.setitem(backends.BACKENDS, "openvino", wrong)
+    _, choice = session_and_choice(bundle_of(*PRECISIONS), "net")
+    assert (choice.backend, choice.precision) == ("onnxruntime", "fp32")
+    assert "openvino: it overflows." in choice.reasons
+    _, choice = session_and_choice(bundle_of(*PRECISIONS), "net", backend="openvino")
+    assert choice.precision == "fp16"
+    with pytest.raises(BackendError, match="it overflows"):
+        session_and_choice(bundle_of(*PRECISIONS), "net", backend="openvino", precision="int8")
+
+
+HELD_BACK: list[tuple[dict[str, bool], tuple[Precision, ...], str, tuple[str, Precision]]] = [
+    ({"tensorrt": True, "onnxruntime": True}, ("int8",), "auto", ("tensorrt", "fp16")),
+    ({"tensorrt": True}, ("int8", "fp16"), "auto", ("tensorrt", "fp32")),
+    ({"tensorrt": True}, ("int8",), "tensorrt", ("tensorrt", "fp16")),
+    ({"openvino": True, "onnxruntime": True}, ("int8",), "auto", ("onnxruntime", "fp32")),
+    ({"openvino": True}, ("int8", "fp16"), "auto", ("openvino", "fp32")),
+    ({"openvino": True}, ("int8",), "openvino", ("openvino", "fp16")),
+]
+
+
+@pytest.mark.parametrize(("able", "held_back", "backend", "wanted"), HELD_BACK)
+def test_what_is_held_back_is_never_taken_unasked(
+    monkeypatch: pytest.MonkeyPatch,
+    able: dict[str, bool],
+    held_back: tuple[Precision, ...],
+    backend: str,
+    wanted: tuple[str, Precision],
+) -> None:
+    machine(monkeypatch, **able)
+    bundle = bundle_of(*PRECISIONS, held_back=held_back)
+    _, choice = session_and_choice(bundle, "net", backend=backend)
+    assert (choice.backend, choice.precision) == wanted
+    assert f"int8 is held back: {WHY}" in " ".join(choice.reasons)
+    for precision in held_back:
+        _, asked = session_and_choice(bundle, "net", backend=backend, precision=precision)
+        assert asked.precision == precision
+        assert WHY not in " ".join(asked.reasons)
+
+
+def test_a_backend_for_which_all_is_held_back_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
+    machine(monkeypatch, **{"onnxruntime-cuda": True})
+    bundle = bundle_of("fp16", "int8", held_back=("fp16",))
+    with pytest.raises(BackendError, match=f"fp16 is held back: {WHY}"):
+        open_session(bundle, "net", backend="onnxruntime-cuda")
 
 
 def test_a_named_backend_is_opened_or_refused(monkeypatch: pytest.MonkeyPatch) -> None:

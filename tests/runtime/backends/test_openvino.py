@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 from onnx import TensorProto, helper
 
 from posekit.runtime.backends.compiled import CompiledCache
-from posekit.runtime.backends.openvino import OpenVinoSession
+from posekit.runtime.backends.openvino import OpenVinoSession, unfit
 from posekit.runtime.backends.ort import OrtSession
 from posekit.runtime.errors import BackendError, SpecError
 from posekit.runtime.session import Session
@@ -88,6 +88,8 @@ def test_equals_onnx_runtime_whatever_came_before(
     pairs: dict[str, tuple[Session, Session]], noise: dict[str, float], batches: list[int], seed: int
 ) -> None:
     for precision, (session, reference) in pairs.items():
+        if "int8" in precision and unfit("int8") is not None:
+            continue
         for batch in batches:
             crops = toy_precisions.feed(batch, seed)
             got, wanted = pose(session, crops), pose(reference, crops)

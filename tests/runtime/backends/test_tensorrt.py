@@ -131,6 +131,42 @@ def test_buffers_are_made_once() -> None:
         assert np.shares_memory(first, again)
 
 
+@pytest.mark.parametrize("first", [0, 1])
+def test_twins_share_the_engine_and_nothing_on_the_device(first: int, reference: OrtSession) -> None:
+    """Whichever closes first; results of one outlive runs and the end of the other."""
+    cuda = SimulatedCuda()
+    session = toy_session(cuda=cuda)
+    before, engine = set(cuda.memory), engine_of(session)
+    sessions = (session, session.twin())
+    assert engine_of(sessions[1]) is engine
+    assert len(cuda.memory) == 2 * len(before)
+    assert len(cuda.streams) == 2
+    assert (sessions[1].inputs, sessions[1].backend) == (session.inputs, session.backend)
+    feeds = [toy_precisions.feed(3, seed=seed) for seed in (1, 2)]
+    found = [one.run(feed)["pose"] for one, feed in zip(sessions, feeds, strict=True)]
+    for array, feed in zip(found, feeds, strict=True):
+        np.testing.assert_array_equal(array, reference.run(feed)["pose"])
+    sessions[first].close()
+    np.testing.assert_array_equal(sessions[1 - first].run(feeds[0])["pose"], reference.run(feeds[0])["pose"])
+    sessions[1 - first].close()
+    assert holds_nothing(cuda)
+    for closed in sessions:
+        assert closed._engine is None
+        with pytest.raises(BackendError, match="a closed one"):
+            closed.twin()
+
+
+def test_a_bank_of_twins_is_on_the_device_once_each() -> None:
+    cuda, bank = SimulatedCuda(), bank_of(5)
+    with sum_session(cuda) as session, session.twin() as other:
+        before = len(cuda.memory)
+        for _ in range(2):
+            for one in (session, other):
+                np.testing.assert_array_equal(one.run({"x": x_of(2), "bank": bank})["y"], x_of(2, 6))
+        assert len(cuda.memory) == before + 4  # x and the bank, of each
+    assert holds_nothing(cuda)
+
+
 def test_times_follow_each_other() -> None:
     with toy_session() as session:
         session.run(toy_precisions.feed(2))
