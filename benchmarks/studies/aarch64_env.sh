@@ -50,8 +50,7 @@ for CORE in 0 1; do
 done > "$DIR/root/proc/cpuinfo"
 pip install "${WHEELS[@]}" -c "$ROOT/constraints.txt" --target "$DIR/site" numpy opencv-python-headless onnxruntime "$@"
 
-# A script, so that sys.executable can start further processes. Cortex-A76, the nearest to Jetson Orin's A78AE: with qemu's
-# own default, which has SVE, OpenVINO's results are wrong.
+# A script, so that sys.executable can start further processes. Cortex-A76 is the nearest to Jetson Orin's A78AE.
 cat > "$DIR/python" << END
 #!/bin/sh
 QEMU_CPU=\${QEMU_CPU:-cortex-a76} exec qemu-aarch64-static -L $DIR/root -0 $DIR/python \\
