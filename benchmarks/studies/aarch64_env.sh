@@ -30,7 +30,7 @@ else
   "$PYTHON" -m zipfile -e "$DIR"/wheel/cx_Freeze-*.whl "$DIR/wheel"
   BASES=$DIR/wheel/cx_Freeze/bases; LIB=$DIR/lib # a frozen Python looks for it beside what it is called by
   mkdir -p "$LIB"
-  cp -r "$("$PYTHON" -c 'import sysconfig; print(sysconfig.get_path("stdlib"))')/." "$LIB/" # its .py files
+  cp -a "$("$PYTHON" -c 'import sysconfig; print(sysconfig.get_path("stdlib"))')/." "$LIB/" # its .py files
   rm -rf "$LIB"/{site-packages,test,lib-dynload,config-*}
   cp "$LIB"/_sysconfigdata_*.py "$LIB/_sysconfigdata__linux_aarch64-linux-gnu.py" # looked for by that name
   cp -r "$BASES"/lib/* "$BASES"/lib-dynload/* "$LIB/"
@@ -40,6 +40,7 @@ else
   chmod +x "$INTERPRETER"
 fi
 for PACKAGE in "$DIR"/cache/archives/*.deb; do dpkg -x "$PACKAGE" "$DIR/root"; done
+for STDLIB in "$DIR"/root/usr/lib/python3.*/; do "$PYTHON" -m compileall -q "$STDLIB" > /dev/null || true; done # emulated, it takes minutes
 
 # ONNX Runtime reads /proc/cpuinfo and dies of an x86 one; under -L this file is found first.
 for CORE in 0 1; do
@@ -47,13 +48,12 @@ for CORE in 0 1; do
     "Features : fp asimd evtstrm aes pmull sha1 sha2 crc32 atomics fphp asimdhp cpuid asimdrdm lrcpc dcpop asimddp" \
     "CPU implementer : 0x41" "CPU architecture: 8" "CPU variant : 0x3" "CPU part : 0xd0b" "CPU revision : 1" ""
 done > "$DIR/root/proc/cpuinfo"
-pip install --no-compile "${WHEELS[@]}" -c "$ROOT/constraints.txt" --target "$DIR/site" numpy opencv-python-headless onnxruntime "$@"
+pip install "${WHEELS[@]}" -c "$ROOT/constraints.txt" --target "$DIR/site" numpy opencv-python-headless onnxruntime "$@"
 
-# A script, so that sys.executable can start further processes. Cortex-A76, the nearest to Jetson Orin's A78AE: with qemu's
-# own default, which has SVE, OpenVINO's results are wrong.
+# A script, so that sys.executable can start further processes. Cortex-A76 is the nearest to Jetson Orin's A78AE.
 cat > "$DIR/python" << END
 #!/bin/sh
-QEMU_CPU=\${QEMU_CPU:-cortex-a76} exec qemu-aarch64-static -L $DIR/root -0 $DIR/python -E PYTHONDONTWRITEBYTECODE=1 \\
+QEMU_CPU=\${QEMU_CPU:-cortex-a76} exec qemu-aarch64-static -L $DIR/root -0 $DIR/python \\
   -E PYTHONHOME=$DIR/root/usr -E PYTHONPATH=$ROOT/.typing:$DIR/site $INTERPRETER "\$@"
 END
 chmod +x "$DIR/python"

@@ -90,7 +90,7 @@ ENVIRONMENTS = (
     Environment("x86-64, Python 3.11, ONNX Runtime 1.31", ("onnxruntime", "openvino"), this_python),
     Environment("x86-64, Python 3.11, ONNX Runtime 1.23", ("onnxruntime",), older_onnx_runtime),
     Environment("x86-64, Python 3.10, ONNX Runtime 1.23", ("onnxruntime", "openvino"), partial(other_python, "3.10")),
-    Environment("aarch64, Python 3.11, ONNX Runtime 1.31", ("onnxruntime", "openvino"), partial(emulated, "3.11")),
+    Environment("aarch64, Python 3.11, ONNX Runtime 1.31", ("onnxruntime",), partial(emulated, "3.11")),
     Environment("aarch64, Python 3.10, ONNX Runtime 1.23", ("onnxruntime",), partial(emulated, "3.10")),
 )
 

@@ -20,6 +20,7 @@ from posekit.runtime.backends.compiled import CompiledCache
 from posekit.runtime.backends.openvino import OpenVinoSession, unfit
 from posekit.runtime.backends.ort import OrtSession
 from posekit.runtime.errors import BackendError, SpecError
+from posekit.runtime.manifest import Precision
 from posekit.runtime.session import Session
 from posekit.runtime.tensor import TensorSpec
 
@@ -371,3 +372,9 @@ def test_a_missing_package_names_the_remedy(monkeypatch: pytest.MonkeyPatch) -> 
     monkeypatch.setattr(builtins, "__import__", without)
     with pytest.raises(BackendError, match=r"pip install 'posekit\[openvino\]'"):
         OpenVinoSession(sum_graph())
+
+
+@pytest.mark.parametrize("precision", ["fp32", "fp16", "int8"])
+def test_no_precision_is_fit_for_aarch64(precision: Precision, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("platform.machine", lambda: "aarch64")
+    assert "aarch64" in str(unfit.__wrapped__(precision))
