@@ -33,6 +33,7 @@ from posekit.export.recipe import ExportRecipe, NetworkRecipe, recipe_from_toml
 from posekit.export.recipe_detector import ThirdParty, detector_from_recipe
 from posekit.export.recipe_keys import KEYS
 from posekit.export.recipe_networks import built_network
+from posekit.export.rejection import rejection_from_scores
 from posekit.export.steps import Steps
 from posekit.export.systems import GraphSource
 from posekit.export.verify.gates import Gates
@@ -196,7 +197,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     for name, weight in (("yolo", 0.01), ("yolo2", 0.02)):
         onnx.save(yolo(weight), folder / f"{name}.onnx")
     frames = {
-        name: [{"object_id": 1, "box_xyxy_px": [20, 30, 70, 80]}]
+        name: [{"object_id": 1, "box_xyxy_px": [8 + i, 38, 54 + i, 84]}]
         for i in range(FRAMES)
         for name in (f"{i:06d}.png", f"000001/{i:06d}")
     }
@@ -323,6 +324,13 @@ def solver(recipe: ExportRecipe) -> str:
     return digest(enough, entry.mask_threshold, found and (found.cam_from_obj.t_m.tolist(), found.inliers.tolist()))
 
 
+def rejection(recipe: ExportRecipe) -> str:
+    """The threshold for scores of one object and of what is not it."""
+    rng = np.random.default_rng(2)
+    rate = recipe.networks[0].false_accept_rate
+    return digest(rejection_from_scores(rng.normal(0.8, 0.1, 300), rng.normal(0.4, 0.1, 300), rate))
+
+
 def manifest(recipe: ExportRecipe) -> str:
     """Objects, detector and paths, as they come into the bundle."""
     inputs = ExportInputs(
@@ -411,6 +419,7 @@ CASES: dict[str, tuple[Made, str, str, str]] = {
         LOOK[LOOK.index("bank =") :],
         'bank = {sphere = 42, in_plane_steps = 1, search = "flat"}',
     ),
+    "NetworkRecipe.false_accept_rate": (rejection, LOOK, "bank =", "false_accept_rate = 0.2\nbank ="),
     "NetworkRecipe.solver": (solver, SOLVED, "iterations = 100", "iterations = 1"),
     "NetworkRecipe.normalise": (networks, OBJECTS + SYSTEM, "options", "normalise = {bgr = true}\noptions"),
     "NetworkRecipe.feeds": (networks, GUESS, "crop =", 'feeds = ["crops", "box"]\ncrop ='),
@@ -535,6 +544,7 @@ REFUSED: dict[str, list[tuple[str, str, str]]] = {
         (SOLVED, "crop =", "bank = {}\ncrop ="),
         (GDR, "crop =", "bank = {sphere = 162}\ncrop ="),
     ],
+    "NetworkRecipe.false_accept_rate": [(GUESS, "crop =", "false_accept_rate = 0.1\ncrop =")],
     "NetworkRecipe.solver": [
         (LOOK, "crop =", f"{SOLVER}crop ="),
         (GUESS, "crop =", f"{SOLVER}crop ="),
@@ -580,7 +590,7 @@ REFUSED: dict[str, list[tuple[str, str, str]]] = {
         (LOOK, "[[networks]]", '[precision]\nmethod = "minmax"\n[[networks]]'),
         (GUESS + VARIANTS.replace("int8", "fp16"), "[calib", 'method = "minmax"\n[calib'),
     ],
-    "ExportRecipe.calibration": [(LOOK, "[[networks]]", '[calibration]\nsource = "recording"\n[[networks]]')],
+    "ExportRecipe.calibration": [(GUESS, "[[networks]]", '[calibration]\nsource = "recording"\n[[networks]]')],
     "ExportRecipe.verification": [(LOOK, "[[networks]]", '[verification]\nsource = "recording"\n[[networks]]')],
     "ExportRecipe.gates": [(LOOK, "[[networks]]", "[gates]\nlost = 0.1\n[[networks]]")],
 }
