@@ -27,7 +27,7 @@ from posekit.runtime.tensor import Feed
 
 LEAST_LEAP = 3.0  # of a node's error over what it is given; healthy int8 grows by less from node to node
 RESOLUTION = 0.005  # errors below that are all alike
-SAME = 0.01  # a file whose outputs are as near as that is not to blame
+SAME = 0.001  # of outputs as near as that no node is to blame; int8 is farther off where it is sound
 CURED, KEPT = 0.5, 0.5  # share of the squared error that is left at most, or at least
 MOST_SUSPECTS = 6  # that are tried, those that leap most
 SHOWN = 3
@@ -132,8 +132,8 @@ def cause(sound: ModelProto, suspect: ModelProto, feeds: Sequence[Feed], base: s
     off = pair.off({})
     if off < SAME:
         return (
-            f"the file is not to blame: on ONNX Runtime its outputs are within {SAME:.0%} of those of {base}; "
-            "look at the backend"
+            f"no node is to blame: on ONNX Runtime the outputs of the file are within {SAME:.1%} of those of {base}; "
+            "the difference is from the backend, or from after the graph"
         )
     suspects = sorted((n for n in nodes if n.leap >= LEAST_LEAP), key=lambda n: -n.leap)
     for each in sorted(suspects[:MOST_SUSPECTS], key=nodes.index):

@@ -49,9 +49,9 @@ def layer(model: onnx.ModelProto) -> NodeProto:
 
 
 def shifted(model: onnx.ModelProto) -> None:
-    """Activations of the layer are quantised around 100: what TensorRT refuses, and half of the range is cut off."""
+    """Activations of the layer are quantised around 127: what TensorRT refuses, and all that is positive is cut off."""
     dequantise = producer(model, layer(model).input[0])
-    zero = numpy_helper.from_array(np.array(100, np.int8), "shifted")
+    zero = numpy_helper.from_array(np.array(127, np.int8), "shifted")
     model.graph.initializer.append(zero)
     for node in (dequantise, producer(model, dequantise.input[0])):
         assert len(node.input) == 3
