@@ -109,8 +109,8 @@ def never_integer(model: ModelProto) -> tuple[str, ...]:
 def _verdict(search: Search, blocks: int, others: Sequence[Measured]) -> tuple[bool, str]:
     """Whether INT8 is the fastest on this machine, and one sentence on what is quantised and whether it pays."""
     if search.chosen is None:
-        missed = [gate.gate for gate in search.tried[-1].measured.gates if gate.verdict == "missed"]
-        return False, f"INT8 is not worth it here: no mix of blocks keeps {' and '.join(missed)} within its gate."
+        missed = " and ".join(search.tried[-1].strained)
+        return False, f"INT8 is not worth it here: no mix of blocks holds {missed} with something to spare."
     best = min(others, key=lambda measured: measured.latency_ms)
     chosen = search.chosen.measured
     what = (

@@ -6,7 +6,7 @@ from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 
 from posekit.export.precision.judge import Measured
-from posekit.export.verify.gates import AnyFigures, worst_strain
+from posekit.export.verify.gates import MIN_FRAMES, MIN_JUDGED, AnyFigures, GateResult, worst_strain
 
 # A search ends at the first mix that holds its gates, and so close to them; on the crops that judge it the mix is a little
 # worse, for it was neither calibrated nor chosen on them.
@@ -21,9 +21,13 @@ class Candidate:
     measured: Measured
 
     @property
+    def strained(self) -> tuple[str, ...]:
+        """Gates that it does not hold with something to spare for other crops."""
+        return tuple(gate.gate for gate in self.measured.gates if not _spares(gate))
+
+    @property
     def passed(self) -> bool:
-        """Whether it holds its gates with something to spare for other crops."""
-        return self.measured.passed and worst_strain(self.measured.gates) <= LARGEST_STRAIN
+        return not self.strained
 
 
 @dataclass(frozen=True)
@@ -44,6 +48,16 @@ class Search:
     sensitivities: tuple[Sensitivity, ...]
     tried: tuple[Candidate, ...]
     chosen: Candidate | None
+
+
+def _spares(gate: GateResult) -> bool:
+    """A gate of fp32 itself has no floor and nothing to spare; few poses or boxes are no proof, and here better than none;
+    where noise gives as much, no block is to blame.
+    """
+    if gate.floor is None:
+        return gate.verdict != "missed"
+    enough = gate.n >= MIN_JUDGED and gate.frames >= MIN_FRAMES
+    return (gate.verdict == "undecided" and enough) or gate.strain <= LARGEST_STRAIN
 
 
 Measure = Callable[[Collection[str]], Candidate]  # blocks that are quantised -> the candidate
@@ -73,4 +87,5 @@ def kept_nodes(blocks: Mapping[str, Sequence[str]], quantised: Collection[str]) 
 
 
 def _alone(block: str, candidate: Candidate) -> Sensitivity:
-    return Sensitivity(block, worst_strain(candidate.measured.gates), candidate.measured.figures)
+    own = tuple(gate for gate in candidate.measured.gates if gate.floor is not None)
+    return Sensitivity(block, worst_strain(own), candidate.measured.figures)

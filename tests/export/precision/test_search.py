@@ -12,7 +12,7 @@ from toy_figures import pose_figures
 from posekit.export.precision.judge import Measured
 from posekit.export.precision.search import LARGEST_STRAIN, Candidate, kept_nodes, searched
 from posekit.export.verify.figures import Spread
-from posekit.export.verify.gates import Gates, judged
+from posekit.export.verify.gates import GateResult, Gates, Outcome, judged
 
 LIMIT = 1.0
 COSTS = st.dictionaries(st.text("abcdef", min_size=1, max_size=4), st.floats(0, 2), min_size=1, max_size=12)
@@ -63,6 +63,28 @@ def test_nothing_is_chosen_where_every_block_is_too_much() -> None:
     found = searched(["a", "b", "c"], Additive({"a": 5, "b": 6, "c": 7}))
     assert found.chosen is None
     assert not any(candidate.passed for candidate in found.tried)
+
+
+@pytest.mark.parametrize(
+    ("verdict", "strain", "floor", "n", "spares"),
+    [
+        ("held", 0.5, 0.0, 40, True),
+        ("held", 0.9, 0.0, 40, False),  # other crops are a little worse
+        ("missed", 1.5, 0.0, 40, False),
+        ("held", 1.0, None, 40, True),  # of fp32 itself: no block has a part in it
+        ("missed", 1.5, None, 40, False),
+        ("undecided", 50.0, 0.0, 21, False),  # everything lost, of few
+        ("undecided", 0.1, 0.0, 21, True),
+        ("undecided", 3.0, 0.0, 40, True),  # noise alone gives as much
+    ],
+)
+def test_a_mix_spares_something_of_what_it_costs(
+    verdict: Outcome, strain: float, floor: float | None, n: int, spares: bool
+) -> None:
+    gate = GateResult("lost", verdict, 0.1, 0.1, floor, strain, n, 20, "boxes")
+    candidate = Candidate((), Measured("toy", pose_figures(), (gate,), latency_ms=1, size_bytes=1))
+    assert candidate.passed is spares
+    assert candidate.strained == (() if spares else ("lost",))
 
 
 @pytest.mark.parametrize("quantised", [(), ("a",), ("a", "b")])
