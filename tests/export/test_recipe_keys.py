@@ -33,6 +33,7 @@ from posekit.export.recipe import ExportRecipe, NetworkRecipe, recipe_from_toml
 from posekit.export.recipe_detector import ThirdParty, detector_from_recipe
 from posekit.export.recipe_keys import KEYS
 from posekit.export.recipe_networks import built_network
+from posekit.export.rejection import rejection_from_scores
 from posekit.export.steps import Steps
 from posekit.export.systems import GraphSource
 from posekit.export.verify.gates import Gates
@@ -309,6 +310,12 @@ def bank(recipe: ExportRecipe) -> str:
     return digest(path.read_bytes().split(b"}}", 1)[1])  # what follows the header, in which the recipe's bank stands
 
 
+def rejection(recipe: ExportRecipe) -> str:
+    """The threshold among scores that no network has to make."""
+    scores = np.linspace(0.2, 0.9, 200)
+    return digest(rejection_from_scores(scores, scores, recipe.networks[0].false_accept_rate).threshold)
+
+
 def solver(recipe: ExportRecipe) -> str:
     """On pairs with noise, outliers and unsure cells."""
     entry = recipe.networks[0].solver
@@ -414,6 +421,7 @@ CASES: dict[str, tuple[Made, str, str, str]] = {
     "NetworkRecipe.solver": (solver, SOLVED, "iterations = 100", "iterations = 1"),
     "NetworkRecipe.normalise": (networks, OBJECTS + SYSTEM, "options", "normalise = {bgr = true}\noptions"),
     "NetworkRecipe.feeds": (networks, GUESS, "crop =", 'feeds = ["crops", "box"]\ncrop ='),
+    "NetworkRecipe.false_accept_rate": (rejection, LOOK, "crop =", "false_accept_rate = 1.0\ncrop ="),
     "NetworkRecipe.threshold": (networks, LOOK, "crop =", "threshold = 0.9\ncrop ="),
     "NetworkRecipe.trunk": (networks, GUESS + VARIANTS, "crop =", 'trunk = ["a"]\ncrop ='),
     "NormaliseRecipe.mean": (networks, OBJECTS + SYSTEM, "options", "normalise = {mean = [0, 0, 0]}\noptions"),
@@ -530,6 +538,7 @@ REFUSED: dict[str, list[tuple[str, str, str]]] = {
     "NetworkRecipe.seed": [(FROM_FILE, "crop =", "seed = 0\ncrop =")],
     "NetworkRecipe.checkpoint_key": [(LOOK, "crop =", 'checkpoint_key = "a"\ncrop =')],
     "NetworkRecipe.checkpoint_prefix": [(LOOK, "crop =", 'checkpoint_prefix = "a"\ncrop =')],
+    "NetworkRecipe.false_accept_rate": [(GUESS, "crop =", "false_accept_rate = 0.1\ncrop =")],
     "NetworkRecipe.bank": [
         (GUESS, "crop =", "bank = {}\ncrop ="),
         (SOLVED, "crop =", "bank = {}\ncrop ="),
@@ -580,7 +589,7 @@ REFUSED: dict[str, list[tuple[str, str, str]]] = {
         (LOOK, "[[networks]]", '[precision]\nmethod = "minmax"\n[[networks]]'),
         (GUESS + VARIANTS.replace("int8", "fp16"), "[calib", 'method = "minmax"\n[calib'),
     ],
-    "ExportRecipe.calibration": [(LOOK, "[[networks]]", '[calibration]\nsource = "recording"\n[[networks]]')],
+    "ExportRecipe.calibration": [(GUESS, "[[networks]]", '[calibration]\nsource = "recording"\n[[networks]]')],
     "ExportRecipe.verification": [(LOOK, "[[networks]]", '[verification]\nsource = "recording"\n[[networks]]')],
     "ExportRecipe.gates": [(LOOK, "[[networks]]", "[gates]\nlost = 0.1\n[[networks]]")],
 }
