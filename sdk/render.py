@@ -253,7 +253,7 @@ def show_bank(request: BankRequest, built: BuiltBanks) -> None:
         if path in built.checks:
             check = built.checks[path]
             _line(
-                f"self-check: {check.found:.0%} of {check.n} unseen views found within 15 deg, p50 {check.rotation_p50_deg:.1f} deg"
+                f"self-check: {check.found:.0%} of {check.n} unseen views found to 15 deg beyond the nearest view, p50 {check.rotation_p50_deg:.1f} deg"
             )
     for sentence in built.told:
         _line(sentence)

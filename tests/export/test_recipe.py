@@ -229,7 +229,6 @@ def test_a_recipe_is_hashed_and_its_paths_start_at_its_folder(tmp_path: Path) ->
         ('checkpoint = "random"', VARIANTS.replace("max_crops = 64", "max_crops = 0"), "max_crops"),
         ('checkpoint = "random"', VARIANTS + "[gates]\nlost = -0.1", "recipe.gates.lost"),
         ('checkpoint = "random"', VARIANTS + "[gates]\nrotation_p99 = 1", "unknown key"),
-        ('checkpoint = "random"', 'checkpoint = "random"\n[calibration]\nsource = "x"', "precision.variants"),
         ('checkpoint = "random"', 'checkpoint = "random"\n[engines]\ncrops_per_pass = [1, 8, 4]', "in that order"),
         ('checkpoint = "random"', 'checkpoint = "random"\n[engines]\ncrops_per_pass = [2, 8, 8]', "in that order"),
         ('checkpoint = "random"', 'checkpoint = "random"\n[engines]\ncrops_per_pass = "guessed"', "crops_per_pass"),
