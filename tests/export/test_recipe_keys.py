@@ -310,12 +310,6 @@ def bank(recipe: ExportRecipe) -> str:
     return digest(path.read_bytes().split(b"}}", 1)[1])  # what follows the header, in which the recipe's bank stands
 
 
-def rejection(recipe: ExportRecipe) -> str:
-    """The threshold among scores that no network has to make."""
-    scores = np.linspace(0.2, 0.9, 200)
-    return digest(rejection_from_scores(scores, scores, recipe.networks[0].false_accept_rate).threshold)
-
-
 def solver(recipe: ExportRecipe) -> str:
     """On pairs with noise, outliers and unsure cells."""
     entry = recipe.networks[0].solver
@@ -429,7 +423,6 @@ CASES: dict[str, tuple[Made, str, str, str]] = {
     "NetworkRecipe.solver": (solver, SOLVED, "iterations = 100", "iterations = 1"),
     "NetworkRecipe.normalise": (networks, OBJECTS + SYSTEM, "options", "normalise = {bgr = true}\noptions"),
     "NetworkRecipe.feeds": (networks, GUESS, "crop =", 'feeds = ["crops", "box"]\ncrop ='),
-    "NetworkRecipe.false_accept_rate": (rejection, LOOK, "crop =", "false_accept_rate = 1.0\ncrop ="),
     "NetworkRecipe.threshold": (networks, LOOK, "crop =", "threshold = 0.9\ncrop ="),
     "NetworkRecipe.trunk": (networks, GUESS + VARIANTS, "crop =", 'trunk = ["a"]\ncrop ='),
     "NormaliseRecipe.mean": (networks, OBJECTS + SYSTEM, "options", "normalise = {mean = [0, 0, 0]}\noptions"),
@@ -546,13 +539,11 @@ REFUSED: dict[str, list[tuple[str, str, str]]] = {
     "NetworkRecipe.seed": [(FROM_FILE, "crop =", "seed = 0\ncrop =")],
     "NetworkRecipe.checkpoint_key": [(LOOK, "crop =", 'checkpoint_key = "a"\ncrop =')],
     "NetworkRecipe.checkpoint_prefix": [(LOOK, "crop =", 'checkpoint_prefix = "a"\ncrop =')],
-    "NetworkRecipe.false_accept_rate": [(GUESS, "crop =", "false_accept_rate = 0.1\ncrop =")],
     "NetworkRecipe.bank": [
         (GUESS, "crop =", "bank = {}\ncrop ="),
         (SOLVED, "crop =", "bank = {}\ncrop ="),
         (GDR, "crop =", "bank = {sphere = 162}\ncrop ="),
     ],
-    "NetworkRecipe.false_accept_rate": [(GUESS, "crop =", "false_accept_rate = 0.1\ncrop =")],
     "NetworkRecipe.solver": [
         (LOOK, "crop =", f"{SOLVER}crop ="),
         (GUESS, "crop =", f"{SOLVER}crop ="),
