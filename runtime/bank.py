@@ -17,9 +17,9 @@ from posekit.runtime.tensors import Tensors, tensors_from_bytes
 
 Search = Literal["flat", "coarse"]  # every view is compared; or first a sketch of every view, then a shortlist
 
-FORMAT = "posekit-bank-2"
+FORMAT = "posekit-bank-3"
 METADATA = ("format", "object_id", "embedder_sha256", "precision", "crop", "views", "search")
-POSES = ("R", "t_m", "centre_m", "box_xyxy_px", "K")
+POSES = ("R", "t_m", "centre_m", "outermost_m", "box_xyxy_px", "K")
 # What the matcher is given, with axes L places, C channels, N views, D = L C and S sketch channels. Each search has
 # templates in the order in which it reads them.
 MATCHED: dict[Search, dict[str, str]] = {
@@ -42,6 +42,7 @@ class TemplateBank:
     shows the object, zero elsewhere.  weights: float32, 1 / places that show it.  projection: float32, from weighted
     templates and descriptors to sketches, float32.
     R: (N, 3, 3) as rendered.   centre_m: (3,) the point in the object frame that the template camera looks at.
+    outermost_m: (P, 3) points of the object, which span its box from every side.
     t_m: (N, 3) of that point in the camera: on the optical axis.
     box_xyxy_px: (N, 4) and K: (3, 3) of the template camera.
     """
@@ -54,6 +55,7 @@ class TemplateBank:
     R: npt.NDArray[np.float32]
     t_m: npt.NDArray[np.float32]
     centre_m: npt.NDArray[np.float32]
+    outermost_m: npt.NDArray[np.float32]
     box_xyxy_px: npt.NDArray[np.float32]
     K: npt.NDArray[np.float32]
 
@@ -156,7 +158,7 @@ def _misshapen(arrays: Mapping[str, npt.NDArray[Any]], search: Search) -> str | 
         return f"{views} views"
     per_view: dict[str, tuple[int, ...]] = {"R": (views, 3, 3), "t_m": (views, 3), "box_xyxy_px": (views, 4)}
     shapes = {name: tuple(sizes[axis] for axis in axes) for name, axes in MATCHED[search].items()}
-    shapes |= {**per_view, "centre_m": (3,), "K": (3, 3)}
+    shapes |= {**per_view, "centre_m": (3,), "outermost_m": (len(arrays["outermost_m"]), 3), "K": (3, 3)}
     for name, shape in shapes.items():
         array = arrays[name]
         if array.shape != shape or (array.dtype != np.float32 and name != "templates"):
@@ -173,6 +175,7 @@ def _impossible(arrays: Mapping[str, npt.NDArray[Any]]) -> str | None:
     """What no rendering could have given."""
     R, boxes, K = arrays["R"].astype(np.float64), arrays["box_xyxy_px"], arrays["K"]
     faults = {
+        "no outermost_m": not len(arrays["outermost_m"]),
         "weights below 0": (arrays["weights"] < 0).any(),
         "an R that is no rotation": (np.abs(R @ R.transpose(0, 2, 1) - np.eye(3)) > ORTHONORMAL_TOLERANCE).any()
         or (np.linalg.det(R) < 0).any(),

@@ -13,6 +13,8 @@ from posekit.runtime.errors import InputError
 from posekit.runtime.pose import Array, Pose, ego_from_allo
 
 ORIGIN = (0.0, 0.0, 0.0)
+BOX_STEPS = 5  # of fitting an object into its box: what is left is far below a pixel
+NEAREST_OF_DISTANCE = 0.05  # a point nearer than this part of the object's distance projects to nowhere in particular
 
 
 def box_translation(
@@ -28,7 +30,8 @@ def box_translation(
     pixels need not be square; x, y are those of the box centre, less the template's own offset between box centre and
     object centre, which in metres is the same at every distance (Sundermeyer et al., Augmented Autoencoders, ECCV 2018;
     systems P2).
-    A perfect template with perfect boxes is still 1.4 % off in z on average: perspective foreshortens.
+    A perfect template with perfect boxes is still 1.4 % off in z on average: perspective foreshortens. `pose_within_box`
+    goes on from here.
     """
     box, template_box = _plain(box_xyxy_px), _plain(template_box_xyxy_px)
     K_q, K_t, (tx, ty, tz) = _plain(K), _plain(template_K), _plain(template_t_m)
@@ -54,6 +57,41 @@ def pose_from_template(
     t_m = box_translation(box_xyxy_px, K, template_box_xyxy_px, template_K, template_t_m)
     R = ego_from_allo(R_allo, t_m)
     return Pose(R, t_m - R @ np.asarray(centre_m, np.float64))
+
+
+def pose_within_box(
+    start: Pose,
+    R_allo: npt.ArrayLike,
+    box_xyxy_px: npt.ArrayLike,
+    K: npt.ArrayLike,
+    centre_m: npt.ArrayLike,
+    outermost_m: npt.ArrayLike,
+) -> Pose:
+    """The pose near `start`, of the same view, at which the object itself fills the box.
+
+    Perspective changes an object's box with its distance and its place in the image, which the box rule does not know.
+    So the points that span the box are projected, and z is scaled by the ratio of diagonals, x, y shifted by the gap
+    of centres, on the plane z = 1, a fixed number of times: each leaves a tenth of the error or less.
+
+    R_allo: (3, 3) allocentric rotation of the view.   box_xyxy_px: of the whole object in the ideal image of K (3, 3).
+    centre_m: (3,) as of the bank.   outermost_m: (P, 3), object frame. `start` is kept where a point would come to lie
+    at the camera.
+    """
+    edges, centre, rotation = _plain(box_xyxy_px), np.asarray(centre_m, np.float64), np.asarray(R_allo, np.float64)
+    (x0, y0), (x1, y1) = (_on_plane(corner, _plain(K)) for corner in (edges[:2], edges[2:]))
+    offsets = np.asarray(outermost_m, np.float64) - centre
+    R, t_m = start.R, start.apply(centre)
+    for _ in range(BOX_STEPS):
+        p = offsets @ R.T + t_m
+        if p[:, 2].min() < NEAREST_OF_DISTANCE * t_m[2]:
+            return start
+        slopes = p[:, :2] / p[:, 2:]
+        (u0, v0), (u1, v1) = slopes.min(axis=0).tolist(), slopes.max(axis=0).tolist()
+        shift = np.array([x0 + x1 - u0 - u1, y0 + y1 - v0 - v1]) / 2
+        t_m = t_m * (hypot(u1 - u0, v1 - v0) / hypot(x1 - x0, y1 - y0))
+        t_m[:2] += shift * t_m[2]
+        R = ego_from_allo(rotation, t_m)
+    return Pose(R, t_m - R @ centre)
 
 
 def site_from_translation(

@@ -26,7 +26,7 @@ from posekit.runtime.bank import (
 from posekit.runtime.blend import blended_view, quaternions_from_rotations
 from posekit.runtime.bundle import Bundle
 from posekit.runtime.crop_batch import CropBatch, check_feedable
-from posekit.runtime.decode import pose_from_template
+from posekit.runtime.decode import pose_from_template, pose_within_box
 from posekit.runtime.detection import Detection, Hypothesis, Reason
 from posekit.runtime.errors import SpecError
 from posekit.runtime.intrinsics import Intrinsics
@@ -256,9 +256,8 @@ def template_pose(
             "matcher index", got=index.tolist(), expected=f"0 to {len(bank.R) - 1}", remedy="Export the matcher again."
         )
     view = blended_view(quaternions[index], bank.box_xyxy_px[index], bank.t_m[index], scores)
-    return Hypothesis(
-        pose_from_template(view.R, box_xyxy_px, K, view.box_xyxy_px, bank.K, view.t_m, bank.centre_m), best
-    )
+    start = pose_from_template(view.R, box_xyxy_px, K, view.box_xyxy_px, bank.K, view.t_m, bank.centre_m)
+    return Hypothesis(pose_within_box(start, view.R, box_xyxy_px, K, bank.centre_m, bank.outermost_m), best)
 
 
 PATHS: dict[PathKind, Callable[[Bundle, PathEntry, OpenGraph], PosePath]] = {

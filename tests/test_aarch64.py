@@ -31,7 +31,7 @@ TESTS = (
     "test_symmetry.py", "test_tensors.py",
 )  # fmt: skip
 SCENES = 2
-FEW_VIEWS = ("sphere = 162, in_plane_steps = 36", "sphere = 42, in_plane_steps = 6")
+FEW_VIEWS = ("sphere = 162", "sphere = 42, in_plane_steps = 6")
 LIMIT_S = 1500
 
 pytestmark = pytest.mark.slow

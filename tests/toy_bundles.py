@@ -179,8 +179,12 @@ def _entry(role: Role, member: str, inputs: tuple[TensorSpec, ...], outputs: tup
 def bank_bytes(
     embedder_sha256: str, crop: CropPreset = CROP, object_id: int = 1, search: str = "flat", **changes: Any
 ) -> bytes:
-    """A bank of six plain colours; view i is turned by 60 i degrees about z, one metre away, in a 21 px box."""
+    """A bank of six plain colours; view i is turned by 60 i degrees about z, one metre away, in a 20 px box.
+
+    Its object is a ring about z, which fills that box however it is turned.
+    """
     n = len(COLOURS)
+    round_z = np.arange(72) * np.pi / 36
     angles = np.arange(n) * np.pi / 3
     R = np.zeros((n, 3, 3), np.float32)
     R[:, 0, 0] = R[:, 1, 1] = np.cos(angles)
@@ -192,11 +196,12 @@ def bank_bytes(
         "R": R,
         "t_m": np.tile(np.array([0, 0, 1], np.float32), (n, 1)),
         "centre_m": np.zeros(3, np.float32),
+        "outermost_m": np.stack([0.1 * np.cos(round_z), 0.1 * np.sin(round_z), 0 * round_z], axis=1).astype(np.float32),
         "box_xyxy_px": np.tile(np.array([40, 40, 60, 60], np.float32), (n, 1)),
         "K": np.array([[100, 0, 50], [0, 100, 50], [0, 0, 1]], np.float32),
     } | changes
     metadata = {
-        "format": "posekit-bank-2",
+        "format": "posekit-bank-3",
         "object_id": str(object_id),
         "embedder_sha256": embedder_sha256,
         "precision": "fp32",

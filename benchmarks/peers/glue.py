@@ -1,7 +1,7 @@
 """The glue that a user writes around exported networks: OpenCV and NumPy from a frame to poses, without posekit's runtime.
 
-What the systems define is not written again: crop and box rules come with the bundle, the solver and the translation from
-a template's box from posekit.runtime.
+What the systems define is not written again: crop and box rules come with the bundle, the solver and the pose that a
+bank's candidates agree on from posekit.runtime.
 """
 
 from __future__ import annotations
@@ -15,15 +15,18 @@ import numpy as np
 import numpy.typing as npt
 
 from posekit.runtime.bank import TemplateBank
-from posekit.runtime.decode import pose_from_template
+from posekit.runtime.blend import quaternions_from_rotations
+from posekit.runtime.detection import Hypothesis
 from posekit.runtime.manifest import DetectorEntry, ObjectEntry, PathEntry, SolverEntry
+from posekit.runtime.paths import template_pose
 from posekit.runtime.pose import Array, Pose
 from posekit.runtime.solvers import pose_from_correspondences
 
 Image = npt.NDArray[np.uint8]
 Arrays = dict[str, npt.NDArray[Any]]
 Net = Callable[[Arrays], Arrays]  # uint8 pixels and geometry in, arrays out, by the names of the graph
-Match = Callable[[npt.NDArray[Any], int], tuple[int, float]]  # descriptors of one crop, object id -> best view, score
+Best = tuple[npt.NDArray[np.int64], npt.NDArray[np.float32]]  # index and score (k,) of the most alike views, best first
+Match = Callable[[npt.NDArray[Any], int], Best]  # descriptors of one crop, object id -> views
 
 
 @dataclass(frozen=True)
@@ -146,16 +149,15 @@ def solved(solver: SolverEntry) -> Finish:
 
 
 def matched(banks: Mapping[int, TemplateBank], match: Match) -> Finish:
-    """The best view of each crop's object, at the distance that its box says."""
+    """What the views most alike agree on, at the distance that the box says."""
+    quaternions = {object_id: quaternions_from_rotations(bank.R) for object_id, bank in banks.items()}
 
     def finish(out: Arrays, cut: Cut, K: Array) -> list[tuple[Pose, float] | None]:
         poses: list[tuple[Pose, float] | None] = []
         for descriptors, object_id, box in zip(out["descriptors"], cut.object_ids, cut.feed["box"], strict=True):
-            view, score = match(descriptors, object_id)
-            bank = banks[object_id]
-            template = (bank.box_xyxy_px[view], bank.K, bank.t_m[view], bank.centre_m)
-            pose = pose_from_template(_orthonormal(bank.R[view]), box, K, *template)
-            poses.append((pose, score) if score > 0 else None)
+            index, scores = match(descriptors, object_id)
+            found = template_pose(banks[object_id], quaternions[object_id], index, scores, box, K)
+            poses.append((found.cam_from_obj, found.score) if isinstance(found, Hypothesis) else None)
         return poses
 
     return finish

@@ -16,13 +16,13 @@ import onnxruntime
 import torch
 
 from posekit.benchmarks.peers.contest import Contender, Contest
-from posekit.benchmarks.peers.glue import Arrays, Finish, Match, Net, Pipeline, Posed, matched, regressed, solved
+from posekit.benchmarks.peers.glue import Arrays, Best, Finish, Match, Net, Pipeline, Posed, matched, regressed, solved
 from posekit.benchmarks.peers.nets import COMPILE_OPTIONS, compiled, eager, plain_onnxruntime
 from posekit.benchmarks.pose_error import ScoredObject, mssd_m, scored_object
 from posekit.export.recipe import recipe_from_toml
 from posekit.export.recipe_networks import built_network, detector_network
 from posekit.export.systems import GraphSource
-from posekit.runtime.bank import TemplateBank, bank_from_bytes
+from posekit.runtime.bank import CANDIDATES, TemplateBank, bank_from_bytes
 from posekit.runtime.bundle import Bundle
 from posekit.runtime.errors import InputError
 from posekit.runtime.estimator import PoseEstimator
@@ -245,23 +245,27 @@ def _torch_match(matcher: Net, banks: Mapping[int, TemplateBank]) -> Match:
     """On templates that are in float32 once and for all."""
     bound = {i: {name: np.array(array, np.float32) for name, array in b.matched.items()} for i, b in banks.items()}
 
-    def match(descriptors: Array32, object_id: int) -> tuple[int, float]:
+    def match(descriptors: Array32, object_id: int) -> Best:
         out = matcher({"descriptors": descriptors[None], **bound[object_id]})
-        return int(out["index"][0, 0]), float(out["score"][0, 0])
+        return out["index"][0], out["score"][0]
 
     return match
 
 
 def _numpy_match(banks: Mapping[int, TemplateBank], threshold: float = 0.2) -> Match:
     """Template-pose in NumPy: cosines at every place, those up to the threshold dropped, averaged over what is seen."""
-    bound = {i: {name: np.array(array, np.float32) for name, array in b.matched.items()} for i, b in banks.items()}
+    axes = {"flat": (0, 1, 2), "coarse": (1, 2, 0)}  # of a bank's templates, to places, channels, views
+    templates = {
+        i: np.ascontiguousarray(bank.matched["templates"].transpose(axes[bank.search]), np.float32)
+        for i, bank in banks.items()
+    }
 
-    def match(descriptors: Array32, object_id: int) -> tuple[int, float]:
-        cosine = (descriptors[:, None] @ bound[object_id]["templates"])[:, 0]
+    def match(descriptors: Array32, object_id: int) -> Best:
+        cosine = (descriptors[:, None] @ templates[object_id])[:, 0]
         cosine *= cosine > threshold
-        score = cosine.sum(axis=0) * bound[object_id]["weights"]
-        best = int(score.argmax())
-        return best, float(score[best])
+        score = cosine.sum(axis=0) * banks[object_id].matched["weights"]
+        best = np.argsort(-score, kind="stable")[:CANDIDATES]
+        return best, score[best]
 
     return match
 

@@ -204,8 +204,8 @@ def test_the_numpy_matcher_says_what_the_networks_own_says() -> None:
     for view in range(6):
         shown = np.ascontiguousarray(templates[:, :, view])
         ours, theirs = pipelines._numpy_match(banks)(shown, 1), pipelines._torch_match(matcher, banks)(shown, 1)
-        assert ours[0] == theirs[0]
-        assert ours[1] == pytest.approx(theirs[1], abs=1e-5)
+        assert ours[0][0] == theirs[0][0] == view
+        assert ours[1][0] == pytest.approx(theirs[1][0], abs=1e-5)
 
 
 @pytest.fixture(scope="module")

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import trimesh
 
-from posekit.export.bank import template_camera
+from posekit.export.bank import outermost_points, template_camera
 from posekit.export.bank_ceiling import Ceiling, bank_ceiling, nearest_views
 from posekit.export.bank_recipe import BankRecipe, bank_rotations
 from posekit.export.mesh import ObjectModel, model_from_arrays
@@ -32,6 +32,7 @@ def bank_of(model: ObjectModel, recipe: BankRecipe) -> TemplateBank:
     return TemplateBank(
         1, "", {"views": json_from_record(recipe)}, recipe.search, {}, R.astype(np.float32),
         np.tile(np.array([0, 0, distance_m], np.float32), (len(R), 1)), np.zeros(3, np.float32),
+        outermost_points(model).astype(np.float32),
         np.concatenate([uv.min(axis=1), uv.max(axis=1)], axis=1).astype(np.float32), camera.K.astype(np.float32),
     )  # fmt: skip
 

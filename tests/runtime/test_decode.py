@@ -7,10 +7,16 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from posekit.runtime.decode import box_translation, pose_from_template, site_from_translation, translation_from_site
+from posekit.runtime.decode import (
+    box_translation,
+    pose_from_template,
+    pose_within_box,
+    site_from_translation,
+    translation_from_site,
+)
 from posekit.runtime.errors import InputError
 from posekit.runtime.intrinsics import Intrinsics
-from posekit.runtime.pose import Pose, allo_from_ego, rotation_angle_rad
+from posekit.runtime.pose import Pose, allo_from_ego, ego_from_allo, rotation_angle_rad
 
 K = np.array([[600.0, 0.2, 310], [0, 590, 250], [0, 0, 1]])
 CAMERA = Intrinsics(K, 640, 480)
@@ -114,3 +120,36 @@ def test_box_rule_is_as_good_as_known() -> None:
         errors.append(abs(found.t_m[2] - t[2]) / t[2])
     assert 0.005 < np.mean(errors) < 0.02
     assert np.max(errors) < 0.08
+
+
+@given(
+    rotvec=st.lists(st.floats(-2, 2), min_size=3, max_size=3),
+    pixel=st.tuples(st.floats(60, 580), st.floats(60, 420)),
+    distance_m=st.floats(0.35, 3.0),
+    wrong=st.tuples(st.floats(-0.1, 0.1), st.floats(-0.1, 0.1), st.floats(0.8, 1.25)),
+)
+def test_an_object_is_put_where_it_fills_its_box(
+    rotvec: list[float], pixel: tuple[float, float], distance_m: float, wrong: tuple[float, float, float]
+) -> None:
+    """Whatever perspective does to the box: from a start that is a quarter off in distance, to a thousandth."""
+    K = np.array([[600.0, 0, 319.5], [0, 600, 239.5], [0, 0, 1]])
+    corners = np.array([(x, y, z) for x in (-0.03, 0.05) for y in (-0.06, 0.04) for z in (-0.02, 0.1)])
+    centre = np.array([0.01, -0.01, 0.04])
+    R_allo = Pose.from_rotvec(rotvec).R
+    t_m = np.linalg.solve(K, np.array([*pixel, 1.0])) * distance_m
+    R = ego_from_allo(R_allo, t_m)
+    true = Pose(R, t_m - R @ centre)
+    seen = true.apply(corners) @ K.T
+    uv = seen[:, :2] / seen[:, 2:]
+    box = np.concatenate([uv.min(axis=0), uv.max(axis=0)])
+    moved = t_m * wrong[2] + np.array([*wrong[:2], 0.0]) * distance_m
+    start = Pose(R, moved - R @ centre)
+    found = pose_within_box(start, R_allo, box, K, centre, corners)
+    assert np.linalg.norm(found.apply(centre) - t_m) < 2e-3 * distance_m
+    assert rotation_angle_rad(found.R, true.R) < 2e-3
+
+
+def test_an_object_around_the_camera_stays_where_the_box_rule_puts_it() -> None:
+    start = Pose(np.eye(3), np.array([0.0, 0.0, 0.05]))
+    points = np.array([[0.0, 0.0, -0.06], [0.1, 0.1, 0.1]])
+    assert pose_within_box(start, np.eye(3), [0, 0, 9, 9], np.eye(3), np.zeros(3), points) is start
