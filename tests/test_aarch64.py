@@ -31,7 +31,7 @@ TESTS = (
     "test_symmetry.py", "test_tensors.py",
 )  # fmt: skip
 SCENES = 2
-FEW_VIEWS = "bank = { sphere = 42, in_plane_steps = 6 }\n"
+FEW_VIEWS = ("sphere = 162", "sphere = 42, in_plane_steps = 6")
 LIMIT_S = 1500
 
 pytestmark = pytest.mark.slow
@@ -55,7 +55,8 @@ def workload(tmp_path_factory: pytest.TempPathFactory) -> Workload:
     demo = write_demo(folder, count=SCENES)
     text = demo.recipe.read_text()
     assert 'name = "bank"' in text.rpartition("[[networks]]")[2]
-    demo.recipe.write_text(text.rstrip() + "\n" + FEW_VIEWS)
+    assert FEW_VIEWS[0] in text
+    demo.recipe.write_text(text.replace(*FEW_VIEWS))
     export_recipe(recipe_from_toml(demo.recipe), folder / "few.posekit")
     return Workload("scenes", folder / "few.posekit", demo.scenes, DETECTOR, 1)
 
