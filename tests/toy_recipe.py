@@ -12,6 +12,7 @@ import trimesh
 from recordings import write_recording
 
 FRAMES = 72  # half to calibrate on, half to verify on
+Z_MM = 472  # where the seed's weights put the object in nearly every crop, give or take 4 mm
 NETS = """
 import torch
 from torch import nn
@@ -50,8 +51,6 @@ crop = {rule = "square", size_px = 32}
 variants = ["fp16", "int8"]
 [calibration]
 source = "recording"
-[gates]
-add_recall_min = 0  # it knows nothing of the truth
 """
 
 
@@ -62,7 +61,7 @@ def write_workshop(folder: Path) -> Iterator[Path]:
 
     (folder / "precisionnets.py").write_text(NETS)
     trimesh.creation.box((0.2, 0.1, 0.1)).export(folder / "brick.ply")
-    write_recording(folder / "recording", FRAMES)
+    write_recording(folder / "recording", FRAMES, z_mm=Z_MM)
     sys.path.insert(0, str(folder))
     try:
         import precisionnets  # type: ignore[import-not-found]

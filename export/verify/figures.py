@@ -61,7 +61,8 @@ class Figures:
     rotation_deg, translation_mm, translation_of_diameter: between the two poses where both were found, to the nearest
     symmetric copy.   score_p95: of the difference of their scores, over the reference's median score.
     add_recall: ADD(-S) recall at 0.1 diameters, over samples whose truth is known (n_true).   add_recall_drop: the
-    reference's minus the variant's.   cosine_p1, cosine_p50: of embedder descriptors.   top1, top5: share of samples with the
+    reference's minus the variant's.   true_rotation_p50_deg: median angle to the true pose, to the nearest symmetric copy; half a
+    turn where none was found.   cosine_p1, cosine_p50: of embedder descriptors.   top1, top5: share of samples with the
     same best view, and mean share of the reference's five best views among the variant's.
     outputs: per float output, RMS of the difference over RMS of the reference, per sample.   batch: where it was run so.
     What a path does not have is None, or missing in outputs.
@@ -80,6 +81,7 @@ class Figures:
     n_true: int
     add_recall: float | None
     add_recall_drop: float | None
+    true_rotation_p50_deg: float | None
     cosine_p1: float | None
     cosine_p50: float | None
     top1: float | None
@@ -126,6 +128,7 @@ def figures_of(
         n_true=n_true,
         add_recall=float(np.mean(recalls[1])) if n_true else None,
         add_recall_drop=float(np.mean(recalls[0]) - np.mean(recalls[1])) if n_true else None,
+        true_rotation_p50_deg=_true_rotation_p50_deg(samples, variant.poses, objects),
         cosine_p1=float(np.percentile(cosines, 1)) if cosines else None,
         cosine_p50=float(np.percentile(cosines, 50)) if cosines else None,
         top1=_share(a[0] == b[0] for a, b in rankings) if rankings else None,
@@ -226,6 +229,16 @@ def _recalled(
         for sample, pose in zip(samples, poses, strict=True)
         if sample.true_pose is not None
     ]
+
+
+def _true_rotation_p50_deg(
+    samples: Sequence[Sample], poses: Sequence[Pose | None], objects: Mapping[int, ScoredObject]
+) -> float | None:
+    known = [(sample, pose) for sample, pose in zip(samples, poses, strict=True) if sample.true_pose is not None]
+    trues = [sample.true_pose for sample, _ in known]
+    rows = _differences(trues, [pose for _, pose in known], [sample for sample, _ in known], objects)
+    spread = spread_of([math.degrees(row[0]) if row else 180.0 for row in rows])
+    return spread.p50 if spread else None
 
 
 def _is_near(pose: Pose, true: Pose, scored: ScoredObject) -> bool:

@@ -303,7 +303,7 @@ def test_a_planted_fault_is_missed_and_its_cause_is_not_invented(
 def test_r_transposed_in_every_variant_is_missed_by_fp32_itself(trained: Trained, tmp_path: Path) -> None:
     every: tuple[Precision, ...] = ("fp32", "fp16", "int8")
     found = trained.verified_with(dict.fromkeys(every, rotation_transposed), tmp_path)
-    assert [missed(verdict) for verdict in found.verdicts] == [{"add_recall_min"}] * 3
+    assert [missed(verdict) for verdict in found.verdicts] == [{"true_rotation_p50_deg"}] * 3
     assert not only(found, "fp16").causes  # the file is as good as fp32's
 
 
