@@ -544,6 +544,7 @@ REFUSED: dict[str, list[tuple[str, str, str]]] = {
         (SOLVED, "crop =", "bank = {}\ncrop ="),
         (GDR, "crop =", "bank = {sphere = 162}\ncrop ="),
     ],
+    "NetworkRecipe.false_accept_rate": [(GUESS, "crop =", "false_accept_rate = 0.1\ncrop =")],
     "NetworkRecipe.solver": [
         (LOOK, "crop =", f"{SOLVER}crop ="),
         (GUESS, "crop =", f"{SOLVER}crop ="),

@@ -75,12 +75,12 @@ def test_a_crop_that_the_trunk_does_not_divide_is_refused() -> None:
 def test_every_crop_finds_itself_in_the_bank() -> None:
     torch.manual_seed(0)
     graphs = SYSTEM.graphs(TemplatePose("nano").eval(), SMALL)
-    crops = torch.randint(0, 256, (8, 32, 32, 3), dtype=torch.uint8)
+    crops = torch.randint(0, 256, (16, 32, 32, 3), dtype=torch.uint8)
     with torch.no_grad():
         descriptors = graphs["embedder"].module(crops)
-        index, score = graphs["matcher"].module(descriptors, descriptors.permute(1, 2, 0), torch.full((8,), 1 / 16))
-    assert index[:, 0].tolist() == list(range(8))
-    torch.testing.assert_close(score[:, 0], torch.ones(8))
+        index, score = graphs["matcher"].module(descriptors, descriptors.permute(1, 2, 0), torch.full((16,), 1 / 16))
+    assert index[:, 0].tolist() == list(range(16))
+    torch.testing.assert_close(score[:, 0], torch.ones(16))
 
 
 def test_a_half_precision_trunk_gives_nearly_the_same_descriptors() -> None:
