@@ -16,10 +16,10 @@ from toy_recipe import FRAMES, RECIPE, write_workshop
 from posekit.calibration.qdq import quantised_nodes
 from posekit.export.pipeline import ExportReport, export_recipe
 from posekit.export.recipe import recipe_from_toml
-from posekit.runtime.backends import SMALLEST_FIRST, variants_offered
+from posekit.runtime.backends import BACKENDS, SMALLEST_FIRST, variants_offered
 from posekit.runtime.bundle import Bundle
 from posekit.runtime.errors import CalibrationError, GateError
-from posekit.runtime.manifest import Manifest
+from posekit.runtime.manifest import Manifest, Precision
 
 torch.set_num_threads(1)
 
@@ -63,8 +63,8 @@ def test_every_variant_was_verified_on_every_backend_at_hand(report: ExportRepor
     assert report.verification is not None
     assert report.verification.passed
     seen = {(v.precision, v.backend) for v in report.verification.verdicts}
-    every = {(p, backend) for p in ("fp32", "fp16", "int8") for backend in ("onnxruntime", "openvino")}
-    assert seen == {(p, backend) for p, backend in every if BACKENDS[backend].runs(p)}
+    precisions: tuple[Precision, ...] = ("fp32", "fp16", "int8")
+    assert seen == {(p, b) for p in precisions for b in ("onnxruntime", "openvino") if BACKENDS[b].runs(p)}
     assert all(v.trained and v.figures.n == FRAMES // 2 for v in report.verification.verdicts)
 
 
