@@ -62,7 +62,12 @@ def file_with(
         ("yolov8", (1, 300, 7), RTDETR, "expected family 'rtdetr'"),
         ("rtdetr", (1, 300, 6), ULTRALYTICS | {"end2end": "True"}, "expected family 'yolo-end2end'"),
         ("yolov5", (1, 84, 8), ULTRALYTICS, "YOLO11n.*expected family 'yolov8'"),
-        ("yolov8", (1, 7, 84), ULTRALYTICS | {"task": "pose"}, "task 'pose': boxes with keypoints, expected task 'detect'"),
+        (
+            "yolov8",
+            (1, 7, 84),
+            ULTRALYTICS | {"task": "pose"},
+            "task 'pose': boxes with keypoints, expected task 'detect'",
+        ),
         ("yolov8", (1, 7, 84), ULTRALYTICS | {"task": "segment"}, "boxes with mask coefficients"),
         ("yolov8", (1, 7, 84), ULTRALYTICS | {"task": "obb"}, "boxes with an angle"),
         ("yolov8", (1, 3), ULTRALYTICS | {"task": "classify"}, "a class per image and no boxes"),

@@ -233,7 +233,9 @@ def yolo(gain: float) -> onnx.ModelProto:
     """Two classes; the size of its input is left open, its predictions are means of the picture."""
     pixels = helper.make_tensor_value_info("images", TensorProto.FLOAT, [1, 3, "h", "w"])
     out = helper.make_tensor_value_info("output0", TensorProto.FLOAT, [1, 6, "cells"])
-    weight = helper.make_tensor("weight", TensorProto.FLOAT, [6, 3, 8, 8], [gain] * (6 * 3 * 64))
+    of_row = [40, 40, 10, 10, 0.3, 0.3]  # centre, size, two classes
+    kernels = [gain * scale for scale in of_row for _ in range(3 * 64)]
+    weight = helper.make_tensor("weight", TensorProto.FLOAT, [6, 3, 8, 8], kernels)
     nodes = [
         helper.make_node("Conv", ["images", "weight"], ["maps"], strides=[8, 8]),
         helper.make_node("Reshape", ["maps", "shape"], ["fine"]),
@@ -582,6 +584,9 @@ REFUSED: dict[str, list[tuple[str, str, str]]] = {
     "DetectorRecipe.options": [(DETECTED_ONNX, "labels =", "options = {a = 1}\nlabels =")],
     "DetectorRecipe.normalise": [(DETECTED_ONNX, "labels =", "normalise = {bgr = true}\nlabels =")],
     "DetectorRecipe.input_wh_px": [(LOOK + DETECTOR_SYSTEM, "options", "input_wh_px = [64, 64]\noptions")],
+    "DetectorRecipe.letterbox_value": [
+        (DETECTED_ONNX.replace("yolov8", "rtdetr"), "labels =", "letterbox_value = 7\nlabels =")
+    ],
     "DetectorRecipe.iou_threshold": [
         (DETECTED_ONNX.replace("yolov8", "yolo-end2end"), "labels =", "iou_threshold = 0.5\nlabels ="),
         (DETECTED, "input_wh", "iou_threshold = 0.5\ninput_wh"),
