@@ -97,7 +97,8 @@ def test_forms_of_boxes_and_scores_that_are_mistaken_for_others() -> None:
 
 def test_the_trial_picture_is_a_frame() -> None:
     picture = synthetic_picture()
-    assert (picture.shape, picture.dtype) == ((480, 640, 3), np.uint8)
+    assert picture.shape == (480, 640, 3)
+    assert picture.dtype == np.uint8
     assert picture.std() > 50
 
 

@@ -38,7 +38,7 @@ from posekit.export.steps import Steps
 from posekit.export.systems import GraphSource
 from posekit.export.verify.gates import Gates
 from posekit.runtime.crop import PRESETS, crop
-from posekit.runtime.errors import RecipeError
+from posekit.runtime.errors import ExportError, RecipeError
 from posekit.runtime.intrinsics import Intrinsics
 from posekit.runtime.pose import Pose
 from posekit.runtime.solvers import pose_from_correspondences
@@ -617,6 +617,13 @@ def test_a_key_without_effect_is_refused_with_where_it_has_one(
         read(folder, text.replace(old, new))
     name, told = key.split(".")[1], str(caught.value)
     assert f".{name}: got a key that has no effect here, expected it only {KEYS[key].where}" in told
+
+
+def test_a_third_partys_detector_is_tried_before_anything_is_made(folder: Path) -> None:
+    onnx.save(yolo(0.2), folder / "loud.onnx")
+    recipe = read(folder, DETECTED_ONNX.replace("yolo.onnx", "loud.onnx"))
+    with pytest.raises(ExportError, match=r"which are no probabilities.*expected the outputs of a yolov8 detector"):
+        detector(recipe)
 
 
 def test_frames_may_be_counted_without_variants(folder: Path) -> None:
