@@ -95,6 +95,26 @@ def labelled_frames(recipe: ExportRecipe, most: int) -> list[tuple[Frame, list[D
     return [(frame, boxes(frame)) for frame in some]
 
 
+def frames_with(recipe: ExportRecipe, object_ids: Collection[int], most: int) -> list[tuple[Frame, list[Detection]]]:
+    """At most so many frames of the calibration's that show one of the objects, spread evenly, with the boxes of these."""
+    entry = recipe.calibration
+    assert entry is not None  # the recipe's cross-check
+    boxes = boxes_from(entry.boxes if entry.boxes in TRUE_BOXES else str(recipe.resolve(entry.boxes)))
+    frames = recorded_frames(recipe.resolve(entry.source), _intrinsics(recipe, entry))()
+    step = max(1, (frames.count or most) // most)
+    found: list[tuple[Frame, list[Detection]]] = []
+    try:
+        for frame in frames:
+            if len(found) == most:
+                break
+            shown = [box for box in boxes(frame) if box.object_id in object_ids] if frame.index % step == 0 else []
+            if shown:
+                found.append((frame, shown))
+    finally:
+        frames.close()
+    return found
+
+
 def measured_crops_per_pass(recipe: ExportRecipe, object_ids: Collection[int]) -> tuple[int, int, int]:
     """Fewest, usual and most boxes of these objects per frame of the calibration's source.
 

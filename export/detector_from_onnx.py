@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from posekit.calibration.qdq import least_opset
+from posekit.export.detector_head import check_inputs, check_metadata, check_pair, likely_head, metadata_of
 from posekit.export.onnx_graph import FORBIDDEN, check_graph, strip_origin
 from posekit.runtime.detector import FAMILIES, Family, family_named
 from posekit.runtime.errors import ExportError, PosekitError, RecipeError
@@ -20,7 +21,7 @@ OPSETS = range(11, 24)
 STANDARD_DOMAINS = ("", "ai.onnx")
 REFUSED_OPS = {*FORBIDDEN, "Loop", "Scan", "If"}
 THIRD_PARTY = tuple(name for name, family in FAMILIES.items() if set(family.shapes((32, 32), 1)) == {"predictions"})
-# What a licence asks to be kept; the rest of a file's metadata is dropped.
+# What a licence asks to be kept; the rest of a file's metadata is read and dropped.
 KEPT_METADATA = ("license", "author")
 PREFIX = "detector/"
 RAISED_TOLERANCE = 1e-5  # of the largest value
@@ -32,14 +33,15 @@ def detector_graph_from_onnx(
     class_count: int,
     input_wh_px: tuple[int, int] | None = None,
     int8: bool = False,
+    prepared_as: Family | None = None,
 ) -> onnx.ModelProto:
     """Input `image` uint8 (1, H, W, 3) RGB -> output `predictions`, equal to the original's on a pixel tensor by hand.
 
-    path: a detector as its own tools export it, without suppression: one float (1, 3, H, W) input. Of YOLOX the raw
-    outputs: an export with --decode_in_inference has the same shape and cannot be told apart.
+    path: a detector as its own tools export it, without suppression: one float (1, 3, H, W) input. What its values show
+    (a YOLOX with its boxes decoded inside has the raw one's shape) is told by posekit.export.detector_trial.
     class_count: see `labels_from_onnx` and `labels_from_file`.   input_wh_px: for graphs whose H and W are dynamic.
     int8: a graph whose opset cannot say int8 is raised to one that can, and gives the same numbers; any other keeps its
-    opset. Outputs that are not the family's predictions are cut off, with what only they need.
+    opset. prepared_as: whose channel order and divisor the entrance has; left out, the family's. Outputs that are not the family's predictions are cut off, with what only they need.
     Raises ExportError for a file that is no such graph or cannot be raised, SpecError for an unknown family.
     """
     import onnx
@@ -50,13 +52,14 @@ def detector_graph_from_onnx(
     model = _loaded(path)
     _check_ops(path, model)
     wh = _fix_input(path, model, input_wh_px)
+    check_metadata(path, metadata_of(model), family, class_count, wh)
     model = _with_known_shapes(path, model)
     if int8 and model.opset_import[0].version < least_opset(model):
         model = _with_known_shapes(path, _raised(path, model, least_opset(model), 255.0 / row.divisor))
     opset = model.opset_import[0].version
     _keep_predictions(path, model, row, family, wh, class_count)
     model = onnx.compose.add_prefix(model, PREFIX)
-    _prepend_entrance(model, row, wh)
+    _prepend_entrance(model, prepared_as or row, wh)
     model.graph.output[0].name = _renamed(model, model.graph.output[0].name, "predictions")
     _strip(model)
     check_graph(model, (TensorSpec("image", "uint8", (1, wh[1], wh[0], 3)),), ("predictions",), opset)
@@ -65,7 +68,7 @@ def detector_graph_from_onnx(
 
 def labels_from_onnx(path: Path | str) -> tuple[str, ...]:
     """Class names that the exporter wrote into the file's metadata as "names": {0: "can", ...}, or a list."""
-    rows = {p.key: p.value for p in _loaded(path).metadata_props}
+    rows = metadata_of(_loaded(path))
     try:
         names = ast.literal_eval(rows["names"])  # a Python literal, not JSON; nothing is run
         if isinstance(names, dict):
@@ -128,6 +131,14 @@ def _check_ops(path: Path | str, model: onnx.ModelProto) -> None:
     opset = opsets.get("", opsets.get("ai.onnx", 0))
     if opset not in OPSETS:
         raise _refused(path, f"opset {opset}", f"{OPSETS[0]} to {OPSETS[-1]}", "Export it with another opset.")
+    suppressing = sorted({node.op_type for node in model.graph.node if "nms" in node.op_type.lower()})
+    if suppressing:
+        raise _refused(
+            path,
+            f"suppression inside: {', '.join(suppressing)}",
+            "the boxes before suppression",
+            "Export it without NMS.",
+        )
     if foreign or model.functions:
         got = f"operators of {', '.join(foreign) or 'model-local functions'}"
         raise _refused(path, got, "standard ONNX operators only", "Export it without plug-in operators.")
@@ -151,6 +162,7 @@ def _fix_input(path: Path | str, model: onnx.ModelProto, input_wh_px: tuple[int,
     written = ", ".join(map(_written, inputs))
     remedy = "Export it with batch 1 and a static size, or give input_wh_px."
     kinds = (onnx.TensorProto.FLOAT, onnx.TensorProto.FLOAT16)
+    check_inputs(path, [value.name for value in inputs])
     if len(inputs) != 1 or inputs[0].type.tensor_type.elem_type not in kinds:
         raise _refused(path, f"inputs {written}", expected, remedy)
     dims = inputs[0].type.tensor_type.shape.dim
@@ -225,11 +237,13 @@ def _keep_predictions(
 ) -> None:
     """Cut off all but the one output with the family's shape, and the nodes that only they need."""
     expected = row.shapes(wh, class_count)["predictions"]
+    check_pair(path, {value.name: _dims(value) for value in model.graph.output})
     fitting = [value for value in model.graph.output if _fits(value, expected)]
     if len(fitting) != 1:
+        likely = likely_head([_dims(value) for value in model.graph.output], class_count)
         raise _refused(
             path,
-            f"outputs {', '.join(map(_written, model.graph.output))}",
+            f"outputs {', '.join(map(_written, model.graph.output))}{f', as {likely} has' if likely else ''}",
             f"one output ({', '.join(map(str, expected))}) of a {family} detector with {class_count} classes",
             "Check family and labels; v10 and v26 exported without end2end=True are yolov8.",
         )

@@ -5,16 +5,18 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from posekit.export.checkpoint import sha256_of
+from posekit.export.crops import frames_with
 from posekit.export.detector_from_onnx import (
     class_object_ids,
     detector_graph_from_onnx,
     labels_from_file,
     labels_from_onnx,
 )
+from posekit.export.detector_trial import TRIAL_FRAMES, check_finds, check_outputs_of, synthetic_picture
 from posekit.export.onnx_graph import specs_from_graph
 from posekit.export.recipe import DetectorRecipe, ExportRecipe
 from posekit.export.recipe_networks import DETECTOR, TracedFrom, detector_network
-from posekit.runtime.detector import family_named
+from posekit.runtime.detector import Family, family_named
 from posekit.runtime.errors import RecipeError
 from posekit.runtime.manifest import DetectorEntry
 from posekit.runtime.tensor import TensorSpec
@@ -44,7 +46,7 @@ class Detector:
 
 
 def detector_from_recipe(recipe: ExportRecipe, entry: DetectorRecipe) -> Detector:
-    """Read and check it. Raises RecipeError, CheckpointError, ExportError."""
+    """Read and check it; a third party's is tried on pictures. Raises RecipeError, CheckpointError, ExportError."""
     family = family_named(entry.family)
     labels = _labels(recipe, entry)
     objects = entry.objects or {row.name: row.id for row in recipe.objects if row.name in labels}
@@ -68,7 +70,27 @@ def detector_from_recipe(recipe: ExportRecipe, entry: DetectorRecipe) -> Detecto
         score_threshold=family.score_threshold if entry.score_threshold is None else entry.score_threshold,
         iou_threshold=family.iou_threshold if entry.iou_threshold is None else entry.iou_threshold,
     )
+    if isinstance(graph, ThirdParty):
+        _try(recipe, entry, row, graph.content)
     return Detector(row, graph, origin)
+
+
+def _try(recipe: ExportRecipe, entry: DetectorRecipe, row: DetectorEntry, content: bytes) -> None:
+    """On frames of the recipe's that show its objects, on a picture of noise where it has none."""
+    assert entry.onnx is not None
+    source = recipe.resolve(entry.onnx)
+    what = f"detector {source}"
+
+    def prepared_as(other: Family) -> bytes:
+        model = detector_graph_from_onnx(
+            source, row.family, len(row.class_object_ids), row.input_wh_px, prepared_as=other
+        )
+        return bytes(model.SerializeToString(deterministic=True))
+
+    ids = set(row.class_object_ids) - {-1}
+    labelled = frames_with(recipe, ids, TRIAL_FRAMES) if recipe.calibration else []
+    check_outputs_of(what, row, content, labelled[0][0].image_rgb_u8 if labelled else synthetic_picture())
+    check_finds(what, row, content, prepared_as, labelled)
 
 
 def _inputs(graph: ThirdParty | TracedFrom) -> tuple[TensorSpec, ...]:

@@ -46,6 +46,10 @@ def _suppresses(entry: Any, recipe: Any) -> bool:
     return entry.family not in FAMILIES or FAMILIES[entry.family].suppress
 
 
+def _has_border(entry: Any, recipe: Any) -> bool:
+    return entry.family not in FAMILIES or FAMILIES[entry.family].placement != "stretch"
+
+
 RANDOM_WEIGHTS = Only('with checkpoint = "random"', lambda entry, _: entry.checkpoint == RANDOM)
 FROM_FILE = Only("with a checkpoint that is a file", _from_file)
 TORCH_DETECTOR = Only("with system or network, not with onnx", lambda entry, _: entry.onnx is None)
@@ -99,6 +103,10 @@ KEYS: dict[str, Only] = {
     ),
     "DetectorRecipe.input_wh_px": Only(
         "with network or onnx: a system's size is one of its options", lambda entry, _: entry.system is None
+    ),
+    "DetectorRecipe.letterbox_value": Only(
+        f"for families whose letterbox has a border, not for {', '.join(n for n, row in FAMILIES.items() if row.placement == 'stretch')}",
+        _has_border,
     ),
     "DetectorRecipe.iou_threshold": Only(
         f"for families that suppress overlaps: {', '.join(n for n, row in FAMILIES.items() if row.suppress)}",

@@ -21,7 +21,7 @@ from posekit.runtime.session import Session
 from posekit.runtime.tensor import Shape, TensorSpec, check_shapes, shapes_fit
 from posekit.runtime.yolo_decode import Array32, Candidates, Outputs, Shapes
 
-Placement = Literal["centre", "top-left"]
+Placement = Literal["centre", "top-left", "stretch"]
 
 # Bounds on the host's work whatever a network gives; the families' own values.
 MAX_CANDIDATES = 30000
@@ -34,7 +34,8 @@ class Family:
 
     shapes: input size and class count -> name and shape of each output; a string is an axis of any size.
     decode: outputs, input size, score threshold -> candidates.
-    suppress: whether the host suppresses overlaps.   placement: where the letterbox puts the image.
+    suppress: whether the host suppresses overlaps.   placement: where the letterbox puts the image; "stretch" fills the
+    input with it, each axis by its own scale, and leaves no border for the letterbox value.
     bgr, divisor: channel order and divisor of pixel values that the network was trained with.
     score_threshold, iou_threshold: the family's own defaults, for recipes that name none; without suppression the
     second is not used.
@@ -55,7 +56,12 @@ FAMILIES: dict[str, Family] = {
     "yolov5": Family(decode.yolov5_shapes, decode.decode_yolov5, True, "centre", 114, False, 255.0, 0.25, 0.45),
     "yolov8": Family(decode.yolov8_shapes, decode.decode_yolov8, True, "centre", 114, False, 255.0, 0.25, 0.7),
     "yolox": Family(decode.yolox_shapes, decode.decode_yolox, True, "top-left", 114, True, 1.0, 0.3, 0.45),
+    "yolox-decoded": Family(decode.yolox_shapes, decode.decode_yolov5, True, "top-left", 114, True, 1.0, 0.3, 0.45),
     "yolo-end2end": Family(decode.end2end_shapes, decode.decode_end2end, False, "centre", 114, False, 255.0, 0.25, 1.0),
+    "rtdetr": Family(decode.end2end_shapes, decode.decode_rtdetr, False, "stretch", 114, False, 255.0, 0.25, 1.0),
+    "rtdetr-per-class": Family(
+        decode.rtdetr_shapes, decode.decode_rtdetr_per_class, False, "stretch", 114, False, 255.0, 0.25, 1.0
+    ),
     "posekit": Family(decode.posekit_shapes, decode.decode_posekit, False, "centre", 114, False, 255.0, 0.3, 1.0),
 }
 
@@ -67,14 +73,14 @@ def family_named(name: str) -> Family:
             "detector family",
             got=repr(name),
             expected=f"one of {', '.join(FAMILIES)}",
-            remedy="v9, v11 and v12 are yolov8; v10 and v26 are yolo-end2end.",
+            remedy="v9, v11 and v12 are yolov8; v10 and v26 are yolo-end2end; v6 and v7 are yolov5.",
         )
     return FAMILIES[name]
 
 
 @dataclass(frozen=True, eq=False)
 class Letterboxed:
-    """An image scaled into a network's input, aspect kept to the nearest pixel.
+    """An image scaled into a network's input, aspect kept to the nearest pixel unless it is stretched.
 
     pixels: (H, W, 3) uint8.   scale: (2,) x and y.   offset_px: (2,).   edge_in_input = scale * edge_in_image + offset_px.
     """
@@ -100,8 +106,7 @@ def letterbox(
 
     width, height = input_wh_px
     image_height, image_width = image_rgb_u8.shape[:2]
-    ratio = min(width / image_width, height / image_height)
-    inner_width, inner_height = _inner_size(image_width * ratio, image_height * ratio, placement)
+    inner_width, inner_height = _inner_size((image_width, image_height), input_wh_px, placement)
     left, top = _offset(width - inner_width, height - inner_height, placement)
     pixels = np.empty((height, width, 3), np.uint8) if out is None else out
     inner = pixels[top : top + inner_height, left : left + inner_width]
@@ -117,10 +122,13 @@ def letterbox(
     return Letterboxed(pixels, scale, np.array([left, top], dtype=np.float64))
 
 
-def _inner_size(width_px: float, height_px: float, placement: Placement) -> tuple[int, int]:
+def _inner_size(image_wh_px: tuple[int, int], input_wh_px: tuple[int, int], placement: Placement) -> tuple[int, int]:
     """Whole pixels: the families with a centred letterbox round, YOLOX rounds down."""
+    if placement == "stretch":
+        return input_wh_px
+    ratio = min(input_wh_px[0] / image_wh_px[0], input_wh_px[1] / image_wh_px[1])
     whole: Callable[[float], int] = round if placement == "centre" else int
-    return max(whole(width_px), 1), max(whole(height_px), 1)
+    return max(whole(image_wh_px[0] * ratio), 1), max(whole(image_wh_px[1] * ratio), 1)
 
 
 def _offset(free_width_px: int, free_height_px: int, placement: Placement) -> tuple[int, int]:

@@ -55,6 +55,10 @@ def end2end_shapes(input_wh_px: tuple[int, int], class_count: int) -> Shapes:
     return {"predictions": (1, "K", 6)}
 
 
+def rtdetr_shapes(input_wh_px: tuple[int, int], class_count: int) -> Shapes:
+    return {"predictions": (1, "queries", 4 + class_count)}
+
+
 def posekit_shapes(input_wh_px: tuple[int, int], class_count: int) -> Shapes:
     return {"boxes": (1, "K", 4), "scores": (1, "K"), "labels": (1, "K")}
 
@@ -62,7 +66,7 @@ def posekit_shapes(input_wh_px: tuple[int, int], class_count: int) -> Shapes:
 def decode_yolov5(outputs: Outputs, input_wh_px: tuple[int, int], score_threshold: float) -> Candidates:
     """Rows cx, cy, w, h (input pixels), objectness, class probabilities. Score: objectness times the best class.
 
-    One label per row, as the family's own detection script does; its validation script lets a row vote for all.
+    Also v6, v7, and YOLOX with its boxes decoded inside. One label per row, as the family's own detection script does; its validation script lets a row vote for all.
     """
     rows = _float32(outputs["predictions"])[0]
     return _above(rows[:, :4], rows[:, 5:], rows[:, 4], score_threshold)
@@ -92,6 +96,19 @@ def decode_end2end(outputs: Outputs, input_wh_px: tuple[int, int], score_thresho
     return _chosen(rows[:, :4], rows[:, 4], rows[:, 5], score_threshold)
 
 
+def decode_rtdetr(outputs: Outputs, input_wh_px: tuple[int, int], score_threshold: float) -> Candidates:
+    """Rows cx, cy, w, h (0 to 1 of the input's sides), score, class: RT-DETR as Ultralytics exports it since 2026."""
+    rows = _float32(outputs["predictions"])[0]
+    found = _chosen(rows[:, :4], rows[:, 4], rows[:, 5], score_threshold)
+    return Candidates(_corners(found.boxes * _sides(input_wh_px)), found.scores, found.labels)
+
+
+def decode_rtdetr_per_class(outputs: Outputs, input_wh_px: tuple[int, int], score_threshold: float) -> Candidates:
+    """Rows cx, cy, w, h (0 to 1 of the input's sides), class probabilities: RT-DETR as Ultralytics exported it before."""
+    rows = _float32(outputs["predictions"])[0]
+    return _above(rows[:, :4] * _sides(input_wh_px), rows[:, 4:], None, score_threshold)
+
+
 def decode_posekit(outputs: Outputs, input_wh_px: tuple[int, int], score_threshold: float) -> Candidates:
     """posekit's own detectors decode in the graph."""
     boxes, scores = _float32(outputs["boxes"])[0], _float32(outputs["scores"])[0]
@@ -108,8 +125,7 @@ def _above(centre_size: Array32, classes: Array32, objectness: Array32 | None, s
     scores = scores if objectness is None else scores * objectness
     check_finite("scores", scores)
     keep = np.flatnonzero(scores > score_threshold)
-    centre, half = centre_size[keep, :2], centre_size[keep, 2:] / 2
-    boxes = np.concatenate([centre - half, centre + half], axis=1)
+    boxes = _corners(centre_size[keep])
     check_finite("boxes", boxes)
     return Candidates(boxes, scores[keep], classes[keep].argmax(axis=1).astype(np.int64))
 
@@ -121,7 +137,25 @@ def _chosen(boxes: Array32, scores: Array32, labels: npt.NDArray[np.generic], sc
     check_finite("boxes", boxes)
     if labels.dtype != np.int64:
         check_finite("labels", labels)
-    return Candidates(boxes, scores[keep], labels.astype(np.int64, copy=False))
+    whole = labels.astype(np.int64, copy=False)
+    if not np.array_equal(whole, labels):
+        raise BackendError(
+            "classes of the detector",
+            got=f"{labels[whole != labels][0]:.3g}",
+            expected="whole numbers",
+            remedy="Check the detector's family and the order of its columns.",
+        )
+    return Candidates(boxes, scores[keep], whole)
+
+
+def _corners(centre_size: Array32) -> Array32:
+    """cx, cy, w, h -> x0, y0, x1, y1."""
+    centre, half = centre_size[:, :2], centre_size[:, 2:] / 2
+    return np.concatenate([centre - half, centre + half], axis=1)
+
+
+def _sides(input_wh_px: tuple[int, int]) -> Array32:
+    return np.array([*input_wh_px, *input_wh_px], np.float32)
 
 
 def _cells(input_wh_px: tuple[int, int]) -> tuple[Array32, Array32]:
@@ -147,5 +181,6 @@ def check_finite(what: str, values: npt.NDArray[np.generic]) -> None:
             f"{what} of the detector",
             got=f"{bad} of {values.size} NaN or infinite",
             expected="finite numbers",
-            remedy="Verify this precision against fp32; FP16 overflow is the usual cause.",
+            remedy="Of fp16 or int8: verify it against fp32. Of fp32: check the detector's family; a box that is decoded "
+            "already overflows when it is decoded again.",
         )

@@ -50,7 +50,7 @@ def camera(width_px: int, height_px: int, distortion: tuple[float, ...] = ()) ->
 
 
 def read_by_letterbox(image: Image) -> None:
-    placements: tuple[Placement, ...] = ("centre", "top-left")
+    placements: tuple[Placement, ...] = ("centre", "top-left", "stretch")
     for input_wh_px in INPUTS_WH_PX:
         for placement in placements:
             letterbox(image, input_wh_px, 114, placement)

@@ -13,6 +13,7 @@ from posekit.runtime.intrinsics import Intrinsics
 
 CENTRE: Placement = "centre"
 TOP_LEFT: Placement = "top-left"
+STRETCH: Placement = "stretch"
 # Image, input, placement. Scales just below 1 on both axes, odd sides, powers of two, enlargements, extremes.
 LETTERBOXES: tuple[tuple[tuple[int, int], tuple[int, int], Placement], ...] = (
     ((640, 480), (320, 240), CENTRE),
@@ -35,6 +36,9 @@ LETTERBOXES: tuple[tuple[tuple[int, int], tuple[int, int], Placement], ...] = (
     ((3, 2), (96, 64), CENTRE),
     ((1, 1), (32, 32), CENTRE),
     ((2000, 3), (64, 64), CENTRE),
+    ((640, 480), (640, 640), STRETCH),
+    ((1281, 961), (320, 192), STRETCH),
+    ((53, 97), (96, 64), STRETCH),
 )
 BOXES_XYXY_PX = {
     "inside": (211.3, 140.7, 330.1, 301.9),

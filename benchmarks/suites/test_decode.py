@@ -21,16 +21,17 @@ def raw_outputs(family: str) -> Outputs:
         corners = np.sort(rng.uniform(0, 640, (1, KEPT, 2, 2)), axis=2).reshape(1, KEPT, 4).astype(np.float32)
         scores = np.where(np.arange(KEPT) < LIKELY, 0.9, 0.01).astype(np.float32)[None]
         return {"boxes": corners, "scores": scores, "labels": np.full((1, KEPT), 3, np.int64)}
-    rows = {"yolov5": ANCHORS, "yolov8": CELLS, "yolox": CELLS, "yolo-end2end": KEPT}[family]
-    boxes = rng.uniform(50, 500, (rows, 4)) if family != "yolox" else rng.uniform(0, 3, (rows, 4))
+    rows = {"yolov5": ANCHORS, "yolov8": CELLS, "yolox": CELLS, "yolox-decoded": CELLS}.get(family, KEPT)
+    low, high = {"yolox": (0, 3), "rtdetr": (0.1, 0.8), "rtdetr-per-class": (0.1, 0.8)}.get(family, (50, 500))
+    boxes = rng.uniform(low, high, (rows, 4))
     score = np.where(np.arange(rows) < LIKELY, 0.9, 0.01)[:, None]
-    if family == "yolo-end2end":
-        boxes[:, 2:] += boxes[:, :2]
+    if family in ("yolo-end2end", "rtdetr"):
+        boxes[:, 2:] += boxes[:, :2] if family == "yolo-end2end" else 0
         table = np.concatenate([boxes, score, np.full((rows, 1), 3.0)], axis=1)
     else:
         classes = np.zeros((rows, CLASSES))
         classes[:, 3] = score[:, 0]
-        sure = [np.ones((rows, 1))] if family != "yolov8" else []
+        sure = [np.ones((rows, 1))] if family.startswith(("yolov5", "yolox")) else []
         table = np.concatenate([boxes, *sure, classes], axis=1)
     return {"predictions": (table.T if family == "yolov8" else table).astype(np.float32)[None]}
 

@@ -82,7 +82,7 @@ def test_the_entrance_changes_no_number(family: str, kind: int, name: str, tmp_p
     model = detector_graph_from_onnx(saved(original, tmp_path), family, CLASSES)
     image = np.random.default_rng(1).integers(0, 256, (1, SIDE_PX, SIDE_PX, 3), dtype=np.uint8)
     by_hand = image.transpose(0, 3, 1, 2).astype(np.float32)
-    by_hand = by_hand[:, ::-1] if family == "yolox" else by_hand / np.float32(255)
+    by_hand = by_hand[:, ::-1] if FAMILIES[family].bgr else by_hand / np.float32(255)
     feed = {name: np.ascontiguousarray(by_hand).astype(np.float32 if kind == TensorProto.FLOAT else np.float16)}
     wanted = session_of(original).run(feed)["out"].astype(np.float32)
     got = session_of(model).run({"image": image})["predictions"].astype(np.float32)
@@ -124,7 +124,10 @@ def refused(
 
 def test_what_does_not_fit_is_refused(tmp_path: Path) -> None:
     toy = toy_detector("yolov8")
-    refused(toy, tmp_path, r"out float\(1, 7, 40\).*expected one output \(1, 8, cells\)", class_count=4)
+    refused(toy, tmp_path, "got 4 labels for .*, expected 3, as its metadata name", class_count=4)
+    nameless = toy_detector("yolov8")
+    del nameless.metadata_props[:]
+    refused(nameless, tmp_path, r"out float\(1, 7, 40\).*expected one output \(1, 8, cells\)", class_count=4)
     refused(toy, tmp_path, r"expected one output \(1, 21, 8\) of a yolox", family="yolox")
     refused(toy, tmp_path, "with W x H 64 x 32", input_wh_px=(64, 32))
     refused(toy, tmp_path, "family 'posekit', expected one of yolov5", family="posekit")
@@ -141,6 +144,8 @@ def test_operators_that_no_engine_plans_are_refused(tmp_path: Path) -> None:
     foreign = toy_detector("yolov8")
     foreign.graph.node.add(op_type="EfficientNMS_TRT", domain="TRT", input=["out"], output=["boxes"])
     foreign.opset_import.add(domain="TRT", version=1)
+    refused(foreign, tmp_path, "suppression inside: EfficientNMS_TRT.*without NMS")
+    foreign.graph.node[-1].op_type = "FlattenConcat_TRT"
     refused(foreign, tmp_path, "operators of TRT")
     uint8 = toy_detector("yolov8")
     uint8.graph.input[0].type.tensor_type.elem_type = TensorProto.UINT8

@@ -38,7 +38,7 @@ from posekit.export.steps import Steps
 from posekit.export.systems import GraphSource
 from posekit.export.verify.gates import Gates
 from posekit.runtime.crop import PRESETS, crop
-from posekit.runtime.errors import RecipeError
+from posekit.runtime.errors import ExportError, RecipeError
 from posekit.runtime.intrinsics import Intrinsics
 from posekit.runtime.pose import Pose
 from posekit.runtime.solvers import pose_from_correspondences
@@ -233,7 +233,9 @@ def yolo(gain: float) -> onnx.ModelProto:
     """Two classes; the size of its input is left open, its predictions are means of the picture."""
     pixels = helper.make_tensor_value_info("images", TensorProto.FLOAT, [1, 3, "h", "w"])
     out = helper.make_tensor_value_info("output0", TensorProto.FLOAT, [1, 6, "cells"])
-    weight = helper.make_tensor("weight", TensorProto.FLOAT, [6, 3, 8, 8], [gain] * (6 * 3 * 64))
+    of_row = [40, 40, 10, 10, 0.3, 0.3]  # centre, size, two classes
+    kernels = [gain * scale for scale in of_row for _ in range(3 * 64)]
+    weight = helper.make_tensor("weight", TensorProto.FLOAT, [6, 3, 8, 8], kernels)
     nodes = [
         helper.make_node("Conv", ["images", "weight"], ["maps"], strides=[8, 8]),
         helper.make_node("Reshape", ["maps", "shape"], ["fine"]),
@@ -582,6 +584,9 @@ REFUSED: dict[str, list[tuple[str, str, str]]] = {
     "DetectorRecipe.options": [(DETECTED_ONNX, "labels =", "options = {a = 1}\nlabels =")],
     "DetectorRecipe.normalise": [(DETECTED_ONNX, "labels =", "normalise = {bgr = true}\nlabels =")],
     "DetectorRecipe.input_wh_px": [(LOOK + DETECTOR_SYSTEM, "options", "input_wh_px = [64, 64]\noptions")],
+    "DetectorRecipe.letterbox_value": [
+        (DETECTED_ONNX.replace("yolov8", "rtdetr"), "labels =", "letterbox_value = 7\nlabels =")
+    ],
     "DetectorRecipe.iou_threshold": [
         (DETECTED_ONNX.replace("yolov8", "yolo-end2end"), "labels =", "iou_threshold = 0.5\nlabels ="),
         (DETECTED, "input_wh", "iou_threshold = 0.5\ninput_wh"),
@@ -612,6 +617,13 @@ def test_a_key_without_effect_is_refused_with_where_it_has_one(
         read(folder, text.replace(old, new))
     name, told = key.split(".")[1], str(caught.value)
     assert f".{name}: got a key that has no effect here, expected it only {KEYS[key].where}" in told
+
+
+def test_a_third_partys_detector_is_tried_before_anything_is_made(folder: Path) -> None:
+    onnx.save(yolo(0.2), folder / "loud.onnx")
+    recipe = read(folder, DETECTED_ONNX.replace("yolo.onnx", "loud.onnx"))
+    with pytest.raises(ExportError, match=r"which are no probabilities.*expected the outputs of a yolov8 detector"):
+        detector(recipe)
 
 
 def test_frames_may_be_counted_without_variants(folder: Path) -> None:

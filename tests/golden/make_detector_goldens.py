@@ -2,7 +2,9 @@
 
 Not part of the tests: it runs once, by hand, in an environment of its own that has `ultralytics`, `yolov5` and `yolox`
 (all three are imported only; none is a dependency of posekit).
-Usage: python make_detector_goldens.py [--onnx FOLDER]   (FOLDER also gets the networks as ONNX)
+Usage: python make_detector_goldens.py [--onnx FOLDER] [--only NAME ...]
+FOLDER also gets the networks as ONNX; --only makes these networks anew and keeps the others: rtdetr-l-per-class is from
+an ultralytics of 2025 (8.3), rtdetr-l from one of 2026 (8.4).
 """
 
 # mypy: ignore-errors
@@ -10,13 +12,14 @@ Usage: python make_detector_goldens.py [--onnx FOLDER]   (FOLDER also gets the n
 import argparse
 import json
 import platform
+from functools import partial
 from importlib.metadata import version
 from pathlib import Path
 
 import cv2
 import numpy as np
 import torch
-from safetensors.numpy import save_file
+from safetensors.numpy import load_file, save_file
 
 SEED = 7
 INPUT_WH_PX = (96, 64)
@@ -93,6 +96,40 @@ def ultralytics_case(yaml):
     return letterboxed, run, finish, model
 
 
+def rtdetr_case():
+    """As RTDETRPredictor does it: the image stretched, boxes of 0 to 1 times the image's sides."""
+    from ultralytics.data.augment import LetterBox
+    from ultralytics.models.rtdetr import RTDETRPredictor
+    from ultralytics.nn.tasks import RTDETRDetectionModel
+
+    torch.manual_seed(SEED)
+    network = RTDETRDetectionModel("rtdetr-l.yaml", nc=CLASSES, verbose=False)
+    decoder = network.model[-1]
+    decoder.num_queries = 100  # fewer than this input has cells
+    settle(network, [])
+    with torch.no_grad():  # scores that vary over queries and classes, boxes off their anchors
+        torch.nn.init.normal_(decoder.dec_score_head[-1].weight, 0.0, 0.15)
+        decoder.dec_score_head[-1].bias.fill_(-2.0)
+        torch.nn.init.normal_(decoder.dec_bbox_head[-1].layers[-1].weight, 0.0, 0.05)
+    network.names = {i: str(i) for i in range(CLASSES)}
+    predictor = RTDETRPredictor(overrides={"conf": SCORE_THRESHOLD, "save": False})
+    predictor.model, predictor.batch = network, [["image"]]
+
+    def letterboxed(image):
+        kind = {"scale_fill": True} if "scale_fill" in LetterBox.__init__.__code__.co_varnames else {"scaleFill": True}
+        return LetterBox((INPUT_WH_PX[1], INPUT_WH_PX[0]), auto=False, **kind)(image=image)
+
+    def run(pixels):
+        x = torch.from_numpy(pixels).permute(2, 0, 1)[None].float() / 255
+        with torch.no_grad():
+            return network(x)[0]
+
+    def finish(raw, image):
+        return predictor.postprocess(raw.clone(), None, [np.ascontiguousarray(image[..., ::-1])])[0].boxes.data
+
+    return letterboxed, run, finish, network
+
+
 def yolov5_case():
     import yolov5
     from yolov5.models.yolo import DetectionModel
@@ -119,7 +156,7 @@ def yolov5_case():
     return letterboxed, run, finish, network
 
 
-def yolox_case():
+def yolox_case(decoded=False):
     from yolox.data.data_augment import preproc
     from yolox.models import YOLOPAFPN, YOLOX, YOLOXHead
     from yolox.utils import postprocess
@@ -128,7 +165,7 @@ def yolox_case():
     kind = {"in_channels": [256, 512, 1024], "act": "silu", "depthwise": True}
     head = YOLOXHead(CLASSES, 0.25, **kind)
     network = YOLOX(YOLOPAFPN(0.33, 0.25, **kind), head)
-    head.decode_in_inference = False  # as the family's own ONNX export does
+    head.decode_in_inference = decoded  # the family's own ONNX export decodes on demand alone
     finals = [(c, 1.5, 0.5) for c in [*head.obj_preds, *head.cls_preds]] + [(c, 0.5, 1.0) for c in head.reg_preds]
     settle_yolox(network, finals)
     wh = INPUT_WH_PX
@@ -143,8 +180,8 @@ def yolox_case():
             return network(torch.from_numpy(bgr))
 
     def finish(raw, image):
-        decoded = head.decode_outputs(raw.clone(), raw.type())
-        found = postprocess(decoded, CLASSES, SCORE_THRESHOLD, IOU_THRESHOLD)[0]
+        rows = raw.clone() if decoded else head.decode_outputs(raw.clone(), raw.type())
+        found = postprocess(rows, CLASSES, SCORE_THRESHOLD, IOU_THRESHOLD)[0]
         found[:, :4] /= min(wh[1] / image.shape[0], wh[0] / image.shape[1])
         return torch.cat([found[:, :4], found[:, 4:5] * found[:, 5:6], found[:, 6:7]], dim=1)
 
@@ -167,20 +204,33 @@ def settle_yolox(network, finals):
     network.eval()
 
 
-def cases():
-    yield "yolov5n", "yolov5", "yolov5", yolov5_case()
-    yield "yolov8n", "yolov8", "ultralytics", ultralytics_case("yolov8n.yaml")
-    yield "yolo11n", "yolov8", "ultralytics", ultralytics_case("yolo11n.yaml")
-    yield "yolov10n", "yolo-end2end", "ultralytics", ultralytics_case("yolov10n.yaml")
-    yield "yolo26n", "yolo-end2end", "ultralytics", ultralytics_case("yolo26n.yaml")
-    yield "yolox-nano", "yolox", "yolox", yolox_case()
-
+# Name -> family, package, function that makes the case.
+CASES = {
+    "yolov5n": ("yolov5", "yolov5", yolov5_case),
+    "yolov8n": ("yolov8", "ultralytics", partial(ultralytics_case, "yolov8n.yaml")),
+    "yolo11n": ("yolov8", "ultralytics", partial(ultralytics_case, "yolo11n.yaml")),
+    "yolov10n": ("yolo-end2end", "ultralytics", partial(ultralytics_case, "yolov10n.yaml")),
+    "yolo26n": ("yolo-end2end", "ultralytics", partial(ultralytics_case, "yolo26n.yaml")),
+    "yolox-nano": ("yolox", "yolox", yolox_case),
+    "yolox-nano-decoded": ("yolox-decoded", "yolox", partial(yolox_case, decoded=True)),
+    "rtdetr-l": ("rtdetr", "ultralytics", rtdetr_case),
+    "rtdetr-l-per-class": ("rtdetr-per-class", "ultralytics", rtdetr_case),
+}
 
 FUNCTIONS = {
     "yolov5": "utils.augmentations.letterbox, utils.general.non_max_suppression and scale_boxes",
     "ultralytics": "data.augment.LetterBox, utils.nms.non_max_suppression, utils.ops.scale_boxes",
+    "rtdetr": "data.augment.LetterBox with scale_fill, models.rtdetr.RTDETRPredictor.postprocess",
     "yolox": "data.data_augment.preproc, models.YOLOXHead.decode_outputs, utils.postprocess, boxes / ratio",
 }
+
+
+def kept(here, names):
+    """Arrays and rows of these networks, as an earlier run wrote them."""
+    if not names or not (here / "detectors.json").exists():
+        return {}, {}
+    rows = json.loads((here / "detectors.json").read_text())["networks"]
+    return load_file(here / "detectors.safetensors"), {name: row for name, row in rows.items() if name in names}
 
 
 def write_onnx(folder, name, model):
@@ -201,24 +251,30 @@ def write_onnx(folder, name, model):
 def main():
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--onnx", type=Path)
+    parser.add_argument("--only", nargs="*", choices=CASES, default=list(CASES))
     options = parser.parse_args()
     here = Path(__file__).parent
-    arrays, rows = {}, {}
+    arrays, rows = kept(here, set(CASES) - set(options.only))
     for image_name, image in images().items():
         arrays[f"image/{image_name}"] = image
-    for name, family, package, (letterboxed, run, finish, model) in cases():
+    for name in options.only:
+        family, package, case = CASES[name]
+        letterboxed, run, finish, model = case()
+        how = "rtdetr" if family.startswith("rtdetr") else package
         for image_name, image in images().items():
             pixels = letterboxed(image)
             raw = run(pixels)
             found = finish(raw, image)
-            arrays[f"letterboxed/{package}/{image_name}"] = pixels
+            arrays[f"letterboxed/{how}/{image_name}"] = pixels
             arrays[f"{name}/{image_name}/predictions"] = raw.numpy().astype(np.float32)
             arrays[f"{name}/{image_name}/found"] = found.numpy().astype(np.float32)
             print(name, image_name, tuple(raw.shape), len(found), found[:, 5].unique().tolist())
-        rows[name] = {"family": family, "package": f"{package} {version_of(package)}", "functions": FUNCTIONS[package]}
+        made_by = f"{package} {version_of(package)}"
+        rows[name] = {"family": family, "package": made_by, "letterbox": how, "functions": FUNCTIONS[how]}
         if options.onnx:
             options.onnx.mkdir(parents=True, exist_ok=True)
             write_onnx(options.onnx, name, model)
+    rows = {name: rows[name] for name in CASES if name in rows}
     save_file({k: np.ascontiguousarray(v) for k, v in arrays.items()}, here / "detectors.safetensors")
     provenance = {
         "made_by": "python tests/golden/make_detector_goldens.py",

@@ -38,6 +38,8 @@ def test_a_letterbox_is_bilinear(
     image, boxed = picture(*image_wh_px).astype(np.float64), letterboxed(image_wh_px, input_wh_px, placement)
     ratio = min(input_wh_px[0] / image_wh_px[0], input_wh_px[1] / image_wh_px[1])
     width, height = (max(round(s * ratio) if placement == "centre" else int(s * ratio), 1) for s in image_wh_px)
+    if placement == "stretch":
+        width, height = input_wh_px
     left, top = ((input_wh_px[0] - width) // 2, (input_wh_px[1] - height) // 2) if placement == "centre" else (0, 0)
     for axis, (size, inner) in enumerate(((image_wh_px[1], height), (image_wh_px[0], width))):
         at = np.clip((np.arange(inner) + 0.5) * size / inner - 0.5, 0, size - 1)

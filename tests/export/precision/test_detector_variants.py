@@ -71,10 +71,10 @@ def workshop(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
 
 
 def yolo() -> onnx.ModelProto:
-    """A YOLOv8 in name, its nodes called as ultralytics calls them: a box per 8 px cell, scored by two convolutions."""
+    """A YOLOv8 in name, its nodes called as ultralytics calls them: a box of the brick's size per 8 px cell, scored by two convolutions."""
     rng = np.random.default_rng(0)
     y, x = np.divmod(np.arange(16 * 20), 20)  # a cell's score is that of its convolution
-    boxes = np.stack([x * 8 + 4, y * 8 + 4, 0 * x + 16, 0 * x + 16]).astype(np.float32)[None]
+    boxes = np.stack([x * 8 + 4, y * 8 + 4, 0 * x + 40, 0 * x + 40]).astype(np.float32)[None]
     held: dict[str, np.ndarray] = {
         "w0": rng.normal(0, 0.3, (8, 3, 4, 4)), "w1": rng.normal(0, 0.3, (1, 8, 2, 2)), "boxes": boxes,
         "flat": np.array([1, 1, 320]),
