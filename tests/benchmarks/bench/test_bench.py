@@ -105,12 +105,13 @@ def test_the_record_says_what_ran_where_on_what(measured: Measure, tmp_path: Pat
 
 
 def test_poses_are_scored_where_truth_is_known(measured: Measure) -> None:
-    """Six true objects half a metre away; the toy says one metre."""
+    """Six true objects half a metre away, from 167 mm left of the axis on; the toy says one metre, on the axis."""
     result = measured(pipelined=True).result
     assert result.accuracy is not None
     assert result.truth_errors is not None
     assert result.accuracy.total.n_true == FRAMES
-    assert result.truth_errors.translation_mm == pytest.approx([500.0] * FRAMES)
+    aside_mm = 500 * (np.arange(FRAMES) - 50) / 150
+    assert result.truth_errors.translation_mm == pytest.approx(np.hypot(500, aside_mm).tolist())
 
 
 def test_the_folder_gives_back_what_was_measured(measured: Measure, tmp_path: Path) -> None:
