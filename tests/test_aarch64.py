@@ -27,8 +27,7 @@ BACKEND = "onnxruntime"  # OpenVINO is refused there
 # or reads text, which is the same anywhere.
 TESTS = (
     "test_golden_pixels.py", "test_guarded_frames.py", "test_crop.py", "test_decode.py", "test_detector.py",
-    "test_estimator.py", "test_image_file.py", "test_intrinsics.py", "test_object_model.py", "test_pose.py",
-    "test_symmetry.py", "test_tensors.py",
+    "test_estimator.py", "test_image_file.py", "test_intrinsics.py", "test_pose.py",
 )  # fmt: skip
 SCENES = 2
 FEW_VIEWS = ("sphere = 162", "sphere = 42, in_plane_steps = 6")

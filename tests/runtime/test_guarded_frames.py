@@ -11,7 +11,7 @@ import pytest
 
 
 def run(reader: str) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "-W", "error", guarded_frames.__file__, reader]
+    command = [sys.executable, guarded_frames.__file__, reader]
     return subprocess.run(command, check=False, capture_output=True, text=True, timeout=600)
 
 
