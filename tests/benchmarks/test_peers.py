@@ -36,7 +36,7 @@ from posekit.export.recipe import recipe_from_toml
 from posekit.export.recipe_networks import built_network, detector_network
 from posekit.export.reference.demo import Demo, write_demo
 from posekit.export.systems import GraphSource, PathPlan
-from posekit.runtime.bank import bank_from_bytes
+from posekit.runtime.bank import CANDIDATES, bank_from_bytes
 from posekit.runtime.crop import CropPreset
 from posekit.runtime.errors import InputError
 from posekit.runtime.estimator import PoseEstimator
@@ -142,7 +142,7 @@ def test_the_right_views_are_those_that_the_queries_show(seed: int) -> None:
     """The best have the highest scores; what a view shows has unit length, what it does not is zero."""
     views = made_views(Size("any", 8, 16, 300, 2), seed)
     index, score = exact(views)
-    assert index.shape == score.shape == (2, 5)
+    assert index.shape == score.shape == (2, CANDIDATES)
     assert (np.diff(score, axis=1) <= 0).all()
     lengths = np.linalg.norm(views.templates, axis=1)
     assert (np.isclose(lengths, 1) | (lengths == 0)).all()
@@ -197,11 +197,11 @@ def test_a_missing_a_moved_and_an_invented_pose_are_seen() -> None:
 def test_the_numpy_matcher_says_what_the_networks_own_says() -> None:
     rng = np.random.default_rng(0)
     bank = bank_from_bytes(bank_bytes("0" * 64), "bank")
-    templates = rng.standard_normal((4, 8, 6)).astype(np.float32)
+    templates = rng.standard_normal((4, 8, 20)).astype(np.float32)
     templates /= np.linalg.norm(templates, axis=1, keepdims=True)
-    banks = {1: replace(bank, matched={"templates": templates, "weights": rng.random(6).astype(np.float32)})}
+    banks = {1: replace(bank, matched={"templates": templates, "weights": rng.uniform(0.5, 1, 20).astype(np.float32)})}
     matcher = nets.eager(matcher_graph(4, 8, 0.2))
-    for view in range(6):
+    for view in range(20):
         shown = np.ascontiguousarray(templates[:, :, view])
         ours, theirs = pipelines._numpy_match(banks)(shown, 1), pipelines._torch_match(matcher, banks)(shown, 1)
         assert ours[0][0] == theirs[0][0] == view
@@ -250,6 +250,7 @@ def test_the_usual_glue_gives_the_poses_that_the_runtime_gives(
     recipe = recipe_from_toml(written.recipe)
     assert recipe.detector is not None
     entry = next(entry for entry in recipe.networks if entry.name == name.partition(".")[0])
+    entry = replace(entry, bank=replace(entry.bank, search="flat"))
     network = built_network(recipe, entry)
     sources = {f"{entry.name}.{graph}": source for graph, source in network.graphs.items()}
     sources["detector"] = detector_network(recipe, recipe.detector)[0].graph
