@@ -8,7 +8,8 @@ demo: .venv/.done
 	.venv/bin/posekit demo
 
 test: .venv/.done
-	.venv/bin/python -m pytest
+	# a worker per core, each computing on its own: files stay whole, for what they set up once
+	OMP_NUM_THREADS=1 .venv/bin/python -m pytest -n auto --dist loadfile
 
 check: .venv/.done
 	.venv/bin/ruff format --check .
