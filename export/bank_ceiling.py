@@ -14,12 +14,12 @@ import numpy.typing as npt
 from posekit.benchmarks.pose_error import ScoredObject, add_m, adds_m, rotation_translation_errors, scored_object_from
 from posekit.export.bank_recipe import recipe_of_bank
 from posekit.export.mesh import ObjectModel
+from posekit.export.render import random_rotation
 from posekit.runtime.bank import CANDIDATES, TemplateBank
-from posekit.runtime.blend import quaternions_from_rotations
 from posekit.runtime.detection import Hypothesis
 from posekit.runtime.intrinsics import Intrinsics
 from posekit.runtime.paths import template_pose
-from posekit.runtime.pose import Array, Pose, allo_from_ego, ego_from_allo, rotation_from_rotvec
+from posekit.runtime.pose import Array, Pose, allo_from_ego, ego_from_allo
 from posekit.runtime.symmetry import Symmetries
 
 POSES = 200
@@ -63,7 +63,6 @@ def bank_ceiling(bank: TemplateBank, model: ObjectModel, symmetries: Symmetries)
     some = points_m[-SURFACE_POINTS:]
     scored = scored_object_from(bank.object_id, "", model.diameter_m, some, symmetries)
     max_angle_deg = recipe_of_bank(bank).max_angle_deg
-    quaternions = quaternions_from_rotations(bank.R)
     rows: dict[tuple[str, int], list[tuple[bool, float, float]]] = {}
     for _ in range(POSES):
         true = _random_pose(bank, model.diameter_m, max_angle_deg, rng)
@@ -72,7 +71,7 @@ def bank_ceiling(bank: TemplateBank, model: ObjectModel, symmetries: Symmetries)
         scores = 1 + HALF_TURN_RAD - angles_rad  # any that fall with the angle and stay above 0
         for boxes, box in (("amodal", _box(uv)), ("visible", _box(_uncovered(uv, rng)))):
             for k in (1, CANDIDATES):
-                found = template_pose(bank, quaternions, index[:k], scores[:k], box, CAMERA.K)
+                found = template_pose(bank, index[:k], scores[:k], box, CAMERA.K)
                 assert isinstance(found, Hypothesis)  # the scores of perfect retrieval are above 0
                 rows.setdefault((boxes, k), []).append(_errors(found.cam_from_obj, true, scored))
     figures = {key: _figures(found) for key, found in rows.items()}
@@ -106,7 +105,7 @@ def _random_pose(bank: TemplateBank, diameter_m: float, max_angle_deg: float, rn
     """An object somewhere in the image, turned anyhow as far as the bank's directions go."""
     lowest = math.cos(math.radians(max_angle_deg))
     while True:
-        R_allo = _random_rotation(rng)
+        R_allo = random_rotation(rng)
         if -R_allo[2, 2] >= lowest:  # the camera's direction in the object frame is minus the last row
             break
     z = rng.uniform(*DISTANCE_DIAMETERS) * diameter_m
@@ -114,13 +113,6 @@ def _random_pose(bank: TemplateBank, diameter_m: float, max_angle_deg: float, rn
     centre_m = np.linalg.solve(CAMERA.K, np.array([*pixel, 1.0])) * z
     R = ego_from_allo(R_allo, centre_m)
     return Pose(R, centre_m - R @ bank.centre_m.astype(np.float64))
-
-
-def _random_rotation(rng: np.random.Generator) -> Array:
-    """Evenly spread: a turn whose quaternion is a normal vector's direction."""
-    w, *xyz = rng.normal(size=4)
-    axis = np.array(xyz) / np.linalg.norm(xyz)
-    return rotation_from_rotvec(axis * 2 * math.atan2(float(np.linalg.norm(xyz)), w))
 
 
 def _uncovered(uv: Array, rng: np.random.Generator) -> Array:

@@ -5,13 +5,15 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any, Literal, get_args
 
 import numpy as np
 import numpy.typing as npt
 
+from posekit.runtime.blend import quaternions_from_rotations
 from posekit.runtime.errors import BankError, BundleError
-from posekit.runtime.pose import ORTHONORMAL_TOLERANCE
+from posekit.runtime.pose import ORTHONORMAL_TOLERANCE, Array
 from posekit.runtime.tensor import Shape, TensorSpec, shapes_fit, written
 from posekit.runtime.tensors import Tensors, tensors_from_bytes
 
@@ -58,6 +60,16 @@ class TemplateBank:
     outermost_m: npt.NDArray[np.float32]
     box_xyxy_px: npt.NDArray[np.float32]
     K: npt.NDArray[np.float32]
+
+    @cached_property
+    def quaternions(self) -> Array:
+        """(N, 4) of R, as blending views takes them."""
+        return quaternions_from_rotations(self.R)
+
+    @cached_property
+    def offsets_m(self) -> Array:
+        """(P, 3) from centre_m to outermost_m."""
+        return self.outermost_m.astype(np.float64) - self.centre_m
 
 
 def sketch_channels(channels: int) -> int:

@@ -65,24 +65,24 @@ def pose_within_box(
     box_xyxy_px: npt.ArrayLike,
     K: npt.ArrayLike,
     centre_m: npt.ArrayLike,
-    outermost_m: npt.ArrayLike,
+    offsets_m: Array,
 ) -> Pose:
-    """The pose near `start`, of the same view, at which the object itself fills the box.
+    """Move `start`, the pose of a view that the box rule gives, to where the object itself fills the box.
 
     Perspective changes an object's box with its distance and its place in the image, which the box rule does not know.
     So the points that span the box are projected, and z is scaled by the ratio of diagonals, x, y shifted by the gap
-    of centres, on the plane z = 1, a fixed number of times: each leaves a tenth of the error or less.
+    of centres, on the plane z = 1, a fixed number of times.
 
     R_allo: (3, 3) allocentric rotation of the view.   box_xyxy_px: of the whole object in the ideal image of K (3, 3).
-    centre_m: (3,) as of the bank.   outermost_m: (P, 3), object frame. `start` is kept where a point would come to lie
-    at the camera.
+    centre_m: (3,) as of the bank.   offsets_m: (P, 3) from there to the object's outermost points. `start` is kept where
+    a point would come to lie at the camera.
     """
-    edges, centre, rotation = _plain(box_xyxy_px), np.asarray(centre_m, np.float64), np.asarray(R_allo, np.float64)
-    (x0, y0), (x1, y1) = (_on_plane(corner, _plain(K)) for corner in (edges[:2], edges[2:]))
-    offsets = np.asarray(outermost_m, np.float64) - centre
+    edges, camera = _plain(box_xyxy_px), _plain(K)
+    centre, rotation = np.asarray(centre_m, np.float64), np.asarray(R_allo, np.float64)
+    (x0, y0), (x1, y1) = (_on_plane(corner, camera) for corner in (edges[:2], edges[2:]))
     R, t_m = start.R, start.apply(centre)
     for _ in range(BOX_STEPS):
-        p = offsets @ R.T + t_m
+        p = offsets_m @ R.T + t_m
         if p[:, 2].min() < NEAREST_OF_DISTANCE * t_m[2]:
             return start
         slopes = p[:, :2] / p[:, 2:]

@@ -185,14 +185,13 @@ class PoseEstimator:
     ) -> list[PoseEstimate | Unposed]:
         with self._stage("crop"):
             uncut = self._batch.cut(image_rgb_u8, intrinsics, detections)
-        found = iter(self._found(intrinsics))
+        found = iter(self._found())
         least = [self._least_scores.get(detection.object_id, -inf) for detection in detections]
         return [_outcome(d, uncut.get(i) or next(found), least[i]) for i, d in enumerate(detections)]
 
-    def _found(self, intrinsics: Intrinsics) -> Sequence[Found]:
+    def _found(self) -> Sequence[Found]:
         """Of every crop of the batch; a graph is not run without any."""
-        batch = self._batch
-        return self._path.poses(batch, batch.detections, intrinsics.ideal, self._stage) if batch.crops else ()
+        return self._path.poses(self._batch, self._stage) if self._batch.crops else ()
 
 
 def _outcome(detection: Detection, found: Found, least_score: float) -> PoseEstimate | Unposed:

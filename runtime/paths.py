@@ -23,13 +23,12 @@ from posekit.runtime.bank import (
     check_bank_fits_matcher,
     check_enough_views,
 )
-from posekit.runtime.blend import blended_view, quaternions_from_rotations
+from posekit.runtime.blend import blended_view
 from posekit.runtime.bundle import Bundle
 from posekit.runtime.crop_batch import CropBatch, check_feedable
 from posekit.runtime.decode import pose_from_template, pose_within_box
-from posekit.runtime.detection import Detection, Hypothesis, Reason
+from posekit.runtime.detection import Hypothesis, Reason
 from posekit.runtime.errors import SpecError
-from posekit.runtime.intrinsics import Intrinsics
 from posekit.runtime.manifest import PathEntry, PathKind, Role, SolverEntry
 from posekit.runtime.pose import Array, Pose, rotation_near
 from posekit.runtime.profiler import Stage, no_stage
@@ -60,9 +59,7 @@ OUTPUTS: dict[Role, dict[str, Shape]] = {
 class PosePath(Protocol):
     """crops of one frame -> per crop a pose with its score, or why none was found."""
 
-    def poses(
-        self, batch: CropBatch, detections: Sequence[Detection], intrinsics: Intrinsics, stage: Stage
-    ) -> list[Found]: ...
+    def poses(self, batch: CropBatch, stage: Stage) -> list[Found]: ...
 
     @property
     def sessions(self) -> tuple[Session, ...]: ...
@@ -111,14 +108,12 @@ class RegressorPath:
         }
         self.sessions: tuple[Session, ...] = (self._pose.session,)
 
-    def poses(
-        self, batch: CropBatch, detections: Sequence[Detection], intrinsics: Intrinsics, stage: Stage
-    ) -> list[Found]:
+    def poses(self, batch: CropBatch, stage: Stage) -> list[Found]:
         with stage("network"):
             out = self._pose.of(batch)
         with stage("decode"):
             rows = zip(out["R"].tolist(), out["t"].tolist(), out["score"].tolist(), strict=True)
-            centres = [self._centre_m[detection.object_id] for detection in detections]
+            centres = [self._centre_m[detection.object_id] for detection in batch.detections]
             return [_regressed(*row, centre) for row, centre in zip(rows, centres, strict=True)]
 
 
@@ -148,9 +143,7 @@ class CorrespondencePath:
         self._maps = _CropGraph(entry.graph, open_graph, "correspondence")
         self.sessions: tuple[Session, ...] = (self._maps.session,)
 
-    def poses(
-        self, batch: CropBatch, detections: Sequence[Detection], intrinsics: Intrinsics, stage: Stage
-    ) -> list[Found]:
+    def poses(self, batch: CropBatch, stage: Stage) -> list[Found]:
         with stage("network"):
             out = self._maps.of(batch)
         with stage("solve"):
@@ -202,7 +195,6 @@ class BankPath:
         self._matcher = _Graph(entry.matcher, open_graph, "matcher")
         self.sessions: tuple[Session, ...] = (self._embedder.session, self._matcher.session)
         self._banks: dict[int, TemplateBank] = {}
-        self._quaternions: dict[int, Array] = {}
         self._bound: dict[int, dict[str, npt.NDArray[np.generic]]] = {}
         for object_id, member in entry.banks.items():
             bank = bank_from_bytes(bundle.read(member), f"bank {member}")
@@ -210,25 +202,21 @@ class BankPath:
             check_bank_fits_matcher(bank, self._matcher.session.inputs, f"bank {member}")
             check_enough_views(bank, self._matcher.session.outputs, f"bank {member}")
             self._banks[int(object_id)] = bank
-            self._quaternions[int(object_id)] = quaternions_from_rotations(bank.R)
             self._bound[int(object_id)] = {name: bound_array(array) for name, array in bank.matched.items()}
 
-    def poses(
-        self, batch: CropBatch, detections: Sequence[Detection], intrinsics: Intrinsics, stage: Stage
-    ) -> list[Found]:
+    def poses(self, batch: CropBatch, stage: Stage) -> list[Found]:
         with stage("network"):
             descriptors = self._embedder.of(batch)["descriptors"]
-        found: list[Found] = [Reason.NOTHING_ALIKE] * len(detections)
+        found: list[Found] = [Reason.NOTHING_ALIKE] * len(batch.detections)
         for object_id, bound in self._bound.items():
-            mine = [i for i, detection in enumerate(detections) if detection.object_id == object_id]
+            mine = [i for i, detection in enumerate(batch.detections) if detection.object_id == object_id]
             if mine:
                 with stage("retrieve"):
                     out = self._matcher.run({"descriptors": descriptors[mine], **bound}, len(mine))
                 with stage("decode"):
-                    bank, quaternions = self._banks[object_id], self._quaternions[object_id]
+                    bank, K = self._banks[object_id], batch.intrinsics.ideal.K
                     for i, index, scores in zip(mine, out["index"], out["score"], strict=True):
-                        box_xyxy_px = batch.crops[i].box_xyxy_px
-                        found[i] = template_pose(bank, quaternions, index, scores, box_xyxy_px, intrinsics.K)
+                        found[i] = template_pose(bank, index, scores, batch.crops[i].box_xyxy_px, K)
         return found
 
 
@@ -241,13 +229,12 @@ def bound_array(array: npt.NDArray[np.floating]) -> npt.NDArray[np.float32]:
 
 def template_pose(
     bank: TemplateBank,
-    quaternions: Array,
     index: npt.NDArray[np.integer],
     scores: npt.NDArray[np.floating],
     box_xyxy_px: Array,
     K: Array,
 ) -> Found:
-    """The pose that a matcher's candidates (k,), best first, agree on. quaternions: (N, 4) of the bank's views."""
+    """The pose that a matcher's candidates (k,), best first, agree on."""
     best = float(scores[0])
     if not (np.isfinite(scores).all() and best > 0):  # nothing alike: whichever view comes first is no answer
         return Reason.NOTHING_ALIKE
@@ -255,9 +242,9 @@ def template_pose(
         raise SpecError(
             "matcher index", got=index.tolist(), expected=f"0 to {len(bank.R) - 1}", remedy="Export the matcher again."
         )
-    view = blended_view(quaternions[index], bank.box_xyxy_px[index], bank.t_m[index], scores)
+    view = blended_view(bank.quaternions[index], bank.box_xyxy_px[index], bank.t_m[index], scores)
     start = pose_from_template(view.R, box_xyxy_px, K, view.box_xyxy_px, bank.K, view.t_m, bank.centre_m)
-    return Hypothesis(pose_within_box(start, view.R, box_xyxy_px, K, bank.centre_m, bank.outermost_m), best)
+    return Hypothesis(pose_within_box(start, view.R, box_xyxy_px, K, bank.centre_m, bank.offsets_m), best)
 
 
 PATHS: dict[PathKind, Callable[[Bundle, PathEntry, OpenGraph], PosePath]] = {

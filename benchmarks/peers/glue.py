@@ -15,7 +15,6 @@ import numpy as np
 import numpy.typing as npt
 
 from posekit.runtime.bank import TemplateBank
-from posekit.runtime.blend import quaternions_from_rotations
 from posekit.runtime.detection import Hypothesis
 from posekit.runtime.manifest import DetectorEntry, ObjectEntry, PathEntry, SolverEntry
 from posekit.runtime.paths import template_pose
@@ -150,13 +149,12 @@ def solved(solver: SolverEntry) -> Finish:
 
 def matched(banks: Mapping[int, TemplateBank], match: Match) -> Finish:
     """What the views most alike agree on, at the distance that the box says."""
-    quaternions = {object_id: quaternions_from_rotations(bank.R) for object_id, bank in banks.items()}
 
     def finish(out: Arrays, cut: Cut, K: Array) -> list[tuple[Pose, float] | None]:
         poses: list[tuple[Pose, float] | None] = []
         for descriptors, object_id, box in zip(out["descriptors"], cut.object_ids, cut.feed["box"], strict=True):
             index, scores = match(descriptors, object_id)
-            found = template_pose(banks[object_id], quaternions[object_id], index, scores, box, K)
+            found = template_pose(banks[object_id], index, scores, box, K)
             poses.append((found.cam_from_obj, found.score) if isinstance(found, Hypothesis) else None)
         return poses
 

@@ -123,7 +123,7 @@ def observe(
             batch.cut(sample.image_rgb_u8, sample.intrinsics, [sample.detection])
             if noise is not None:
                 noise.add(batch.crops[0].pixels)
-            (result,) = found.poses(batch, [sample.detection], sample.intrinsics.ideal, no_stage)
+            (result,) = found.poses(batch, no_stage)
             poses.append(result.cam_from_obj if isinstance(result, Hypothesis) else None)
             scores.append(result.score if isinstance(result, Hypothesis) else None)
             exposed.append(is_exposed(batch.crops[0].pixels))
@@ -147,6 +147,7 @@ class _Side(CropBatch):
         self.preset, self.capacity = singles[0].preset, len(singles)
         self.intrinsics = singles[0].intrinsics
         self.crops = [crop for single in singles for crop in single.crops]
+        self.detections = [detection for single in singles for detection in single.detections]
         self.labels = [label for single in singles for label in single.labels]
 
     def feed(self, specs: Sequence[TensorSpec]) -> dict[str, npt.NDArray[np.generic]]:
@@ -169,8 +170,7 @@ def poses_in_batches(
             singles = [CropBatch(entry.crop, entries, capacity=1) for _ in rows]
             for single, row in zip(singles, rows, strict=True):
                 single.cut(samples[row].image_rgb_u8, samples[row].intrinsics, [samples[row].detection])
-            detections = [samples[row].detection for row in rows]
-            results = found.poses(_Side(singles), detections, samples[rows[0]].intrinsics.ideal, no_stage)
+            results = found.poses(_Side(singles), no_stage)
             for row, result in zip(rows, results, strict=True):
                 poses[row] = result.cam_from_obj if isinstance(result, Hypothesis) else None
     return tuple(poses)

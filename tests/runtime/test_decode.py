@@ -144,7 +144,7 @@ def test_an_object_is_put_where_it_fills_its_box(
     box = np.concatenate([uv.min(axis=0), uv.max(axis=0)])
     moved = t_m * wrong[2] + np.array([*wrong[:2], 0.0]) * distance_m
     start = Pose(R, moved - R @ centre)
-    found = pose_within_box(start, R_allo, box, K, centre, corners)
+    found = pose_within_box(start, R_allo, box, K, centre, corners - centre)
     assert np.linalg.norm(found.apply(centre) - t_m) < 2e-3 * distance_m
     assert rotation_angle_rad(found.R, true.R) < 2e-3
 
