@@ -10,7 +10,7 @@ import numpy as np
 from posekit.benchmarks.pose_error import rotation_translation_errors
 from posekit.export.bank_ceiling import nearest_views
 from posekit.export.mesh import ObjectModel
-from posekit.export.render import Renderer, headlight, shade
+from posekit.export.render import Renderer, headlight, random_rotation, shade
 from posekit.runtime.bank import bank_from_bytes
 from posekit.runtime.bundle import Bundle
 from posekit.runtime.detection import Detection, PoseEstimate, box_from_mask
@@ -18,7 +18,7 @@ from posekit.runtime.errors import ExportError, MeshError
 from posekit.runtime.estimator import PoseEstimator
 from posekit.runtime.intrinsics import Intrinsics
 from posekit.runtime.object_model import symmetries_from_entry
-from posekit.runtime.pose import Array, Pose, rotation_from_rotvec
+from posekit.runtime.pose import Array, Pose
 from posekit.runtime.symmetry import Symmetries
 
 CHECKED_VIEWS = 48
@@ -131,9 +131,7 @@ def _other(mesh: str, object_id: int, got: str, expected: str) -> MeshError:
 
 
 def _random_pose(model: ObjectModel, rng: np.random.Generator) -> Pose:
-    w, *xyz = rng.normal(size=4)
-    axis = np.array(xyz) / np.linalg.norm(xyz)
-    R = rotation_from_rotvec(axis * 2 * math.atan2(float(np.linalg.norm(xyz)), w))
+    R = random_rotation(rng)
     z = rng.uniform(*DISTANCE_DIAMETERS) * model.diameter_m
     centre_m = np.array([*rng.uniform(-0.15, 0.15, 2) * z, z])
     return Pose(R, centre_m - R @ model.bbox_centre_m)

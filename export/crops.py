@@ -85,7 +85,7 @@ def labelled_frames(recipe: ExportRecipe, most: int) -> list[tuple[Frame, list[D
     """At most so many frames of the calibration's, spread evenly, with the boxes in them."""
     entry = recipe.calibration
     assert entry is not None  # the recipe's cross-check
-    boxes = boxes_from(entry.boxes if entry.boxes in TRUE_BOXES else str(recipe.resolve(entry.boxes)))
+    boxes = _boxes(recipe, entry, None)
     frames = recorded_frames(recipe.resolve(entry.source), _intrinsics(recipe, entry))()
     step = max(1, math.ceil((frames.count or most) / most))
     try:
@@ -99,7 +99,7 @@ def frames_with(recipe: ExportRecipe, object_ids: Collection[int], most: int) ->
     """At most so many frames of the calibration's that show one of the objects, spread evenly, with the boxes of these."""
     entry = recipe.calibration
     assert entry is not None  # the recipe's cross-check
-    boxes = boxes_from(entry.boxes if entry.boxes in TRUE_BOXES else str(recipe.resolve(entry.boxes)))
+    boxes = _boxes(recipe, entry, None)
     frames = recorded_frames(recipe.resolve(entry.source), _intrinsics(recipe, entry))()
     step = max(1, (frames.count or most) // most)
     found: list[tuple[Frame, list[Detection]]] = []

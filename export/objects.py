@@ -15,7 +15,7 @@ from posekit.runtime.manifest import ContinuousSymmetry, ObjectEntry
 from posekit.runtime.object_model import symmetries_from_entry
 from posekit.runtime.symmetry import Symmetries, symmetries_from_bop
 
-if TYPE_CHECKING:  # a recipe opens torch, which a device that adds an object has not
+if TYPE_CHECKING:  # a device that adds an object has no reader of TOML before Python 3.11
     from posekit.export.recipe import ExportRecipe, ObjectRecipe
 
 MAX_FACES = 5000  # for overlays; banks are rendered from the whole mesh, and errors are over all of its vertices

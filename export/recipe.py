@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import re
 import sys
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field, fields
@@ -15,7 +14,7 @@ from posekit.export.recipe_keys import keys_without_effect
 from posekit.export.verify.gates import Gates
 from posekit.runtime.crop import PRESETS, CropPreset
 from posekit.runtime.errors import InputError, RecipeError
-from posekit.runtime.manifest import ContinuousSymmetry, SolverEntry
+from posekit.runtime.manifest import PLAIN_NAME, ContinuousSymmetry, SolverEntry
 from posekit.runtime.records import RecordProblem, record_from
 from posekit.runtime.solvers import METHODS
 
@@ -24,7 +23,6 @@ if sys.version_info >= (3, 11):
 else:
     import tomli as tomllib
 
-PLAIN_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]*")
 OwnRole = Literal["embedder", "pose", "correspondence"]
 
 

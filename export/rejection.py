@@ -13,16 +13,17 @@ import cv2
 import numpy as np
 import numpy.typing as npt
 
+from posekit.benchmarks.accuracy import box_iou
 from posekit.export.mesh import ObjectModel
 from posekit.export.reference.clutter import clutter_models
 from posekit.export.reference.textures import random_texture
-from posekit.export.render import Renderer, random_lighting, shade
+from posekit.export.render import Renderer, random_lighting, random_rotation, shade
 from posekit.runtime.bundle import Bundle
 from posekit.runtime.detection import Detection, PoseEstimate, box_from_mask, overlaps_image
 from posekit.runtime.estimator import PoseEstimator, path_named
 from posekit.runtime.intrinsics import Intrinsics
 from posekit.runtime.manifest import Rejection
-from posekit.runtime.pose import Array, Pose, ego_from_allo, rotation_from_rotvec
+from posekit.runtime.pose import Array, Pose, ego_from_allo
 from posekit.runtime.sources import Frame
 
 Labelled = tuple[Frame, list[Detection]]  # a frame and the objects that are in it
@@ -154,15 +155,9 @@ def _background_boxes(frame: Frame, objects: list[Detection], rng: np.random.Gen
         size = np.minimum(sizes[rng.integers(len(sizes))] * rng.uniform(0.7, 1.4), 0.9 * wh)
         low = rng.uniform(0, 1, 2) * (wh - size)
         box = np.concatenate([low, low + size])
-        if min(size) >= 2 and all(_iou(box, d.box_xyxy_px) < APART_IOU for d in objects):
+        if min(size) >= 2 and all(box_iou(box, d.box_xyxy_px) < APART_IOU for d in objects):
             found.append(box)
     return [box for box in found if overlaps_image(box, *wh.astype(int).tolist())]
-
-
-def _iou(a: Array, b: Array) -> float:
-    inner = np.minimum(a[2:], b[2:]) - np.maximum(a[:2], b[:2])
-    both = float(np.prod(np.maximum(inner, 0)))
-    return both / float(np.prod(a[2:] - a[:2]) + np.prod(b[2:] - b[:2]) - both)
 
 
 def _somewhere(model: ObjectModel, slot: int, rng: np.random.Generator) -> Pose:
@@ -171,9 +166,7 @@ def _somewhere(model: ObjectModel, slot: int, rng: np.random.Generator) -> Pose:
     z = float(CAMERA.K[0, 0]) * model.diameter_m / (column_px * rng.uniform(0.6, 0.95))
     pixel = np.array([column_px * (slot + 0.5), CAMERA.height_px * rng.uniform(0.35, 0.65), 1.0])
     centre_m = np.linalg.solve(CAMERA.K, pixel) * z
-    w, *xyz = rng.normal(size=4)
-    axis = np.array(xyz) / np.linalg.norm(xyz)
-    R = ego_from_allo(rotation_from_rotvec(axis * 2 * math.atan2(float(np.linalg.norm(xyz)), w)), centre_m)
+    R = ego_from_allo(random_rotation(rng), centre_m)
     return Pose(R, centre_m - R @ model.bbox_centre_m)
 
 

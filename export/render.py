@@ -5,6 +5,7 @@ Where Embree has no wheel, primary rays go through a z-buffer (posekit.export.ra
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from importlib.util import find_spec
@@ -17,7 +18,7 @@ from posekit.export.mesh import ObjectModel
 from posekit.export.raster import Hits, RasterScene
 from posekit.runtime.errors import InputError
 from posekit.runtime.intrinsics import Intrinsics
-from posekit.runtime.pose import Array, Pose
+from posekit.runtime.pose import Array, Pose, rotation_from_rotvec
 
 Floats = npt.NDArray[np.float32]
 Image = npt.NDArray[np.uint8]
@@ -333,6 +334,13 @@ def encoded(linear: Floats) -> Image:
 def headlight() -> Lighting:
     """Plain light from the camera: what banks and pictures for people are rendered with."""
     return Lighting(np.array([[0.0, 0.0, -1.0]]), np.full((1, 3), 0.75), np.full(3, 0.25))
+
+
+def random_rotation(rng: np.random.Generator) -> Array:
+    """Draw a (3, 3) rotation, all alike: the direction of a normal vector of four numbers is a quaternion."""
+    w, *xyz = rng.normal(size=4)
+    axis = np.array(xyz) / np.linalg.norm(xyz)
+    return rotation_from_rotvec(axis * 2 * math.atan2(float(np.linalg.norm(xyz)), w))
 
 
 def random_lighting(rng: np.random.Generator) -> Lighting:

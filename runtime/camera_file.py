@@ -22,7 +22,7 @@ from posekit.runtime.intrinsics import Intrinsics
 from posekit.runtime.lens import folds_before
 from posekit.runtime.plain_yaml import plain_from_yaml
 from posekit.runtime.plausible_camera import CameraWarning, contradiction, oddity
-from posekit.runtime.records import RecordProblem, record_from
+from posekit.runtime.records import RecordProblem, distinct_keys, record_from
 
 MOST_BYTES = 16 << 20  # OpenCV's files hold every corner of every picture of the chessboard
 NONE_READ = (
@@ -61,7 +61,7 @@ class _Refused(ValueError):
 
 
 def intrinsics_from_file(path: Path | str) -> Intrinsics:
-    """Read a camera file; which kind it is, its content says. README, "Camera files".
+    """Read a camera file; which kind it is, its content says (docs/cameras.md).
 
     Raises InputError for what is no camera file, for intrinsics that contradict themselves, and for distortion
     coefficients without a lens model that fit a fisheye's and not OpenCV's. Warns with CameraWarning of what is odd.
@@ -135,18 +135,11 @@ def _table(path: Path) -> Table:
         raise _Refused(f"more than {MOST_BYTES >> 20} MiB", NONE_READ)
     text = encoded.decode("utf-8-sig").strip()
     if text.startswith(("{", "[")):
-        table = json.loads(text, object_pairs_hook=_once)
+        table = json.loads(text, object_pairs_hook=distinct_keys)
     else:
         table = _from_xml(text) if text.startswith("<") else plain_from_yaml(text)
     if not isinstance(table, dict):
         raise _Refused(f"{type(table).__name__} instead of a table", NONE_READ)
-    return table
-
-
-def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    table = dict(pairs)
-    if len(table) < len(pairs):
-        raise ValueError("a key twice")
     return table
 
 

@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 import json
+import re
 from dataclasses import dataclass, field
 from typing import Literal, get_args
 
 from posekit.runtime.crop import CropPreset
 from posekit.runtime.errors import BundleError, InputError
-from posekit.runtime.records import RecordProblem, plain_from, record_from
+from posekit.runtime.records import RecordProblem, distinct_keys, plain_from, record_from
 from posekit.runtime.tensor import TensorSpec
 
 FORMAT = 1
 DEFAULT_CROPS_PER_PASS = (1, 4, 16)  # more go through in several passes
 DEFAULT_VIEWS = 642 * 36
+PLAIN_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]*")  # of objects and networks: members and graphs are called so
 MIN_CORRESPONDENCES = 4  # three give up to four poses
 DTYPES = (
     "float32", "float16", "float64", "uint8", "int8", "uint16", "int16", "uint32", "int32", "uint64", "int64", "bool",
@@ -172,7 +174,7 @@ class Manifest:
 def manifest_from_json(text: str | bytes) -> Manifest:
     """Parse and cross-check. BundleError names the key that does not fit."""
     try:
-        value = json.loads(text, object_pairs_hook=_distinct)
+        value = json.loads(text, object_pairs_hook=distinct_keys)
         if isinstance(value, dict) and value.get("format") != FORMAT:
             raise RecordProblem("Manifest.format", value.get("format"), str(FORMAT))
         manifest = record_from(Manifest, value)
@@ -197,14 +199,6 @@ def manifest_from_json(text: str | bytes) -> Manifest:
 def json_from_manifest(manifest: Manifest) -> str:
     """Reproducible text: fixed order of keys, one trailing newline."""
     return json.dumps(plain_from(manifest), indent=1, ensure_ascii=False) + "\n"
-
-
-def _distinct(pairs: list[tuple[str, object]]) -> dict[str, object]:
-    table = dict(pairs)
-    if len(table) != len(pairs):
-        names = [name for name, _ in pairs]
-        raise ValueError(f"key {next(n for n in names if names.count(n) > 1)!r} twice")
-    return table
 
 
 def _cross_check(manifest: Manifest) -> None:

@@ -131,6 +131,15 @@ CONVERTERS: dict[Any, Callable[[tuple[Any, ...], object, str], Any]] = {
 }
 
 
+def distinct_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """Build a table of a JSON text's pairs (`object_pairs_hook`). ValueError for a key twice: which one counts is a guess."""
+    table = dict(pairs)
+    if len(table) < len(pairs):
+        names = [name for name, _ in pairs]
+        raise ValueError(f"a key twice: {next(n for n in names if names.count(n) > 1)!r}")
+    return table
+
+
 def json_from_record(value: Any) -> str:
     """One line of JSON, the same for equal records: a name for comparing."""
     return json.dumps(plain_from(value), sort_keys=True, separators=(",", ":"))

@@ -5,7 +5,6 @@ A bank of an object is built anew, an object is added with its banks, or a bank 
 
 from __future__ import annotations
 
-import re
 import tempfile
 from collections.abc import Callable
 from dataclasses import dataclass, replace
@@ -26,12 +25,12 @@ from posekit.runtime.bank import bank_from_bytes, search_of
 from posekit.runtime.bop import objects_from_models_info
 from posekit.runtime.bundle import Bundle
 from posekit.runtime.errors import BankError, InputError, OutputError
-from posekit.runtime.manifest import DEFAULT_VIEWS, Manifest, ObjectEntry, PathEntry
+from posekit.runtime.manifest import DEFAULT_VIEWS, PLAIN_NAME, Manifest, ObjectEntry, PathEntry
 from posekit.runtime.object_model import object_model, symmetries_from_entry
 from posekit.runtime.symmetry import Symmetries
 
 BANK_FILE = ".safetensors"
-PLAIN_NAME = re.compile("[A-Za-z0-9_-]{1,64}")
+MOST_NAME = 64  # characters of an object's name
 MOST_FOLDS = 64
 AXES = {"x": (1.0, 0.0, 0.0), "y": (0.0, 1.0, 0.0), "z": (0.0, 0.0, 1.0)}
 Progress = Callable[[int, int], None]
@@ -280,7 +279,7 @@ def _check_new(manifest: Manifest, object_id: int, name: str) -> None:
     if object_id < 0 or object_id in names.values():
         taken = f"{object_id}, one of {sorted(names.values())}" if object_id >= 0 else str(object_id)
         raise InputError("object id", got=taken, expected="a new one", remedy="posekit bank build has the old ones.")
-    if name in names or not PLAIN_NAME.fullmatch(name):
+    if name in names or len(name) > MOST_NAME or not PLAIN_NAME.fullmatch(name):
         raise InputError(
             "object name", got=repr(name), expected="a new one of letters, digits, - and _", remedy="Choose another."
         )
