@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import numpy as np
 import numpy.typing as npt
@@ -32,6 +31,7 @@ class Session(Protocol):
         """Give back what the session holds. Twice is harmless."""
 
 
+@runtime_checkable
 class SharedSession(Session, Protocol):
     """A session whose compiled graph others can run at the same time."""
 
@@ -41,15 +41,14 @@ class SharedSession(Session, Protocol):
 
 def twin_of(session: Session) -> Session:
     """The twin of a session that can have one. BackendError where it can not."""
-    twin: Callable[[], Session] | None = getattr(session, "twin", None)
-    if twin is None:
+    if not isinstance(session, SharedSession):
         raise BackendError(
             session.backend,
             got="a session of which there is one only",
             expected="a SharedSession, with `twin`",
             remedy="Open another estimator instead of a clone.",
         )
-    return twin()
+    return session.twin()
 
 
 class ForwardingSession:

@@ -62,7 +62,7 @@ def within_half(source: GraphSource, feeds: Callable[[], Iterable[Feed]]) -> tup
     """
     kept: dict[str, float] = {}
     while True:
-        report, called = _probed(source, feeds())
+        report, called = overflow_probe(source, feeds())
         beyond = {layer: value for layer, value in report.largest.items() if value > LARGEST_SAFE}
         if not beyond:
             return source, replace(report, kept=kept)
@@ -87,16 +87,11 @@ def _weighs(source: GraphSource) -> bool:
     return next(largest_weights(source.module, read_trunk(source)), None) is not None
 
 
-def overflow_probe(source: GraphSource, feeds: Iterable[Feed]) -> OverflowReport:
-    """Run the float32 source on `feeds` (streamed, one at a time) and measure its trunk.
+def overflow_probe(source: GraphSource, feeds: Iterable[Feed]) -> tuple[OverflowReport, set[str]]:
+    """Run the float32 source on `feeds` (streamed, one at a time): what its trunk holds, and which submodules were called.
 
     Raises PrecisionError for NaN or infinity, which names the first layer that gives it; no feeds; SpecError.
     """
-    return _probed(source, feeds)[0]
-
-
-def _probed(source: GraphSource, feeds: Iterable[Feed]) -> tuple[OverflowReport, set[str]]:
-    """Also the names of the submodules that were called."""
     half = half_source(source, STAND_IN)
     assert isinstance(half.module, HalfNetwork)
     watch, called, crops = _Watch(), set[str](), 0
