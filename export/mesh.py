@@ -202,7 +202,7 @@ def write_ply(model: ObjectModel, path: Path, unit: Unit = "mm") -> None:
 def _trimesh_from_file(path: Path) -> Any:
     remedy = "Export the object as PLY, OBJ, STL or GLB."
     if not os.path.isfile(path):
-        raise MeshError(str(path), got="no such file", expected="a mesh file", remedy="Check the path in the recipe.")
+        raise MeshError(str(path), got="no such file", expected="a mesh file", remedy="Check the path.")
     try:
         loaded = trimesh.load_scene(path, process=False, maintain_order=True)
         if not loaded.geometry:

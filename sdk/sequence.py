@@ -158,6 +158,7 @@ def run_sequence(request: RunRequest, progress: Progress) -> RunOutcome:
                 stage=profiler.stage,
             )
         )
+        _check_banks_used(request.banks, bundle, estimator.path_name)
         tally, scores = _Tally(), list[FrameScore]()
         sinks: list[Sink] = [tally.add]
         if request.overlays:
@@ -199,6 +200,20 @@ def banks_from(options: Sequence[str]) -> dict[int, Path]:
             )
         banks[int(object_id)] = Path(file)
     return banks
+
+
+def _check_banks_used(banks: Mapping[int, Path], bundle: Bundle, path: str) -> None:
+    """InputError for a bank that the path does not look at."""
+    paths = bundle.manifest.paths
+    for object_id in banks:
+        if str(object_id) not in paths[path].banks:
+            having = ", ".join(name for name, entry in paths.items() if str(object_id) in entry.banks)
+            raise InputError(
+                f"--bank {object_id}",
+                got=f"path {path}, which has no bank of it",
+                expected=having,
+                remedy="Name --path.",
+            )
 
 
 def _drain(results: Iterator[FrameResult], sinks: list[Sink], total: int | None, progress: Progress) -> bool:

@@ -18,7 +18,9 @@ import pytest
 from full_disk import full_disk
 from onnx import TensorProto as T
 from onnx import helper
+from recordings import write_recording
 from safetensors.numpy import save
+from toy_bundles import write_toy_bundle
 from typer.testing import CliRunner
 
 from posekit.cli import app
@@ -564,3 +566,15 @@ def test_a_long_engine_build_is_told_in_lines(capsys: pytest.CaptureFixture[str]
     assert lines[0] == "building an engine: 10%, about 36 s left (tactics)"
     watcher()(BuildProgress("tactics", 0.5, 20.0, 20.0))
     assert capsys.readouterr().err == ""
+
+
+def test_a_bank_is_taken_by_a_path_that_looks_at_it_and_refused_for_any_other(tmp_path: Path) -> None:
+    toy, recording = write_toy_bundle(tmp_path / "toy.posekit"), write_recording(tmp_path / "recording", 2)
+    with Bundle(toy) as opened:
+        content = bytes(opened.read(opened.manifest.paths["bank"].banks["1"]))
+    shared = tmp_path / "shared.safetensors"
+    shared.write_bytes(content)
+    command = ["run", toy, recording, "--boxes", "gt", "--bank", f"1={shared}"]
+    assert posekit(*command, "--path", "bank").exit_code == 0
+    message = refused(*command, "--path", "regressor")
+    assert "path regressor, which has no bank of it, expected bank. Name --path." in message
