@@ -79,7 +79,7 @@ def solution_or_reason(
     spread = float(np.sqrt(((X - centre) ** 2).sum(axis=1).mean()))
     if not _fixes_a_pose(X, u):
         return Reason.DEGENERATE_CORRESPONDENCES
-    pairs = Pairs((X - centre) / spread, u, K_, solver.reprojection_px)
+    pairs = Pairs((X - centre) / spread, u - K_[:2, 2], K_.diagonal()[:2], solver.reprojection_px)
     found = METHODS[solver.method](pairs, solver.iterations)
     if not len(found):
         return Reason.NO_CONSENSUS
@@ -161,8 +161,7 @@ def _poselib_lo_ransac(pairs: Pairs, iterations: int) -> Poses:
             expected="the poselib package",
             remedy="pip install poselib, or choose p3p-ransac, which needs nothing.",
         ) from error
-    K = pairs.K
-    camera = {"model": "PINHOLE", "width": 0, "height": 0, "params": [K[0, 0], K[1, 1], K[0, 2], K[1, 2]]}
+    camera = {"model": "PINHOLE", "width": 0, "height": 0, "params": [*pairs.focal_px, 0, 0]}
     options = {
         "max_iterations": iterations,
         "min_iterations": min(POSELIB_MIN_ITERATIONS, iterations),

@@ -11,8 +11,8 @@ from posekit.runtime.solve.pairs import Pairs, Poses, seen, together
 
 CONFIDENCE = 0.9999
 TRIPLES, MOST_TRIPLES = 32, 256  # at a time: few while the pairs may be good, more when they turn out not to be
-FIRST_PAIRS, MOST_PAIRS = 64, 256  # that judge every pose, and the best ones
-PROMISING = 64  # poses of a round that are looked at by more pairs
+SIEVES = ((24, 128), (64, 64))  # pairs that judge the poses of a round, and how many of those are left
+MOST_PAIRS = 256  # that judge these
 BEST = 4  # poses of a round that are fitted
 WIDTHS, STEPS = (3.0, 1.5), 2  # of that fit
 
@@ -25,14 +25,15 @@ def consensus(pairs: Pairs, iterations: int) -> Poses:
     """
     rng = np.random.default_rng(0)  # the same pairs give the same pose
     pairs = pairs.part(rng.permutation(len(pairs))[:MOST_PAIRS])
-    first, rays = pairs.part(slice(FIRST_PAIRS)), _rays(pairs)
+    rays = _rays(pairs)
     best, least = Poses(np.zeros((0, 3, 3)), np.zeros((0, 3))), np.inf
     drawn, triples, enough = 0, TRIPLES, float(iterations)
     while drawn < enough:
         chosen = rng.integers(len(pairs), size=(min(triples, iterations - drawn), 3))
         drawn, triples = drawn + len(chosen), min(2 * triples, MOST_TRIPLES)
         found = p3p(pairs.points[chosen], rays[chosen])
-        found = found.part(np.argsort(cost(found, first))[:PROMISING])
+        for judges, kept in SIEVES:
+            found = found.part(np.argsort(cost(found, pairs.part(slice(judges))))[:kept])
         costs = cost(found, pairs)
         promising = np.flatnonzero(costs < least)
         if not len(promising):
@@ -53,6 +54,5 @@ def _triples_enough(good: float) -> float:
 
 def _rays(pairs: Pairs) -> Array:
     """Unit directions (N, 3) from the camera through the pixels."""
-    slopes = (pairs.pixels - pairs.K[:2, 2]) / np.diag(pairs.K)[:2]
-    rays = np.concatenate([slopes, np.ones((len(pairs), 1))], axis=1)
+    rays = np.concatenate([pairs.pixels / pairs.focal_px, np.ones((len(pairs), 1))], axis=1)
     return np.asarray(rays / np.linalg.norm(rays, axis=1, keepdims=True))

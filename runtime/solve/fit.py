@@ -12,12 +12,13 @@ import numpy as np
 import numpy.typing as npt
 
 from posekit.runtime.pose import IDENTITY, Array
-from posekit.runtime.solve.pairs import Pairs, Poses, Seen, seen
+from posekit.runtime.solve.pairs import Pairs, Poses, Seen, seen, squared_px
 
 REACH = 1.5  # thresholds: a pair this far off weighs nothing
 STEPS = 40
-AT_REST = 1e-7  # of a step, in radians and in the unit of the points' spread
+AT_REST = 1e-6  # of a step, in radians and in the unit of the points' spread
 FIRST_DAMPING, LEAST_DAMPING, MOST_DAMPING = 1e-4, 1e-9, 1e9
+GENERATORS = np.array([[0, 0, 0, 0, 0, -1, 0, 1, 0], [0, 0, 1, 0, 0, 0, -1, 0, 0], [0, -1, 0, 1, 0, 0, 0, 0, 0]]) * 1.0
 ROUNDING, TINY = 1e-14, 1e-300  # what keeps the equations solvable where a direction is not seen, or nothing is
 
 
@@ -35,31 +36,34 @@ def weights_and_costs(squared: Array, reach_px: float) -> tuple[Array, Array]:
 
 def cost(poses: Poses, pairs: Pairs) -> Array:
     """(S,), squared pixels, at the pairs' own threshold."""
-    return weights_and_costs(seen(poses, pairs).squared_px, REACH * pairs.threshold_px)[1]
+    return weights_and_costs(squared_px(poses, pairs), REACH * pairs.threshold_px)[1]
 
 
 def fitted(
     poses: Poses, pairs: Pairs, widths: Sequence[float] = (), steps: int = STEPS, at_rest: float = AT_REST
 ) -> Poses:
-    """Levenberg-Marquardt from each pose, at most `steps` until all are at rest.
+    """A damped descent (Levenberg-Marquardt's) from each pose, at most `steps` until all are at rest.
 
     widths: of the reach in one step each before, falling to 1, so that a rough start finds its valley.
     """
     damping = np.full(len(poses), FIRST_DAMPING)
-    now = seen(poses, pairs)
+    now, reach_px = seen(poses, pairs), 0.0
     for width in (*widths, *[1.0] * steps):
-        reach_px = REACH * pairs.threshold_px * width
-        weights, before = weights_and_costs(now.squared_px, reach_px)
-        moves = _moves(now, weights, pairs.K, damping)
+        if reach_px != REACH * pairs.threshold_px * width:
+            reach_px = REACH * pairs.threshold_px * width
+            weights, costs = weights_and_costs(now.squared_px, reach_px)
+        moves = _moves(now, weights, pairs.focal_px, damping, reach_px)
         moved = Poses(_rotations(moves[:, :3]) @ poses.R, poses.t + moves[:, 3:])
         then = seen(moved, pairs)
-        better = weights_and_costs(then.squared_px, reach_px)[1] <= before
-        damping = np.clip(damping * np.where(better, 0.1, 10.0), LEAST_DAMPING, MOST_DAMPING)
+        new_weights, new_costs = weights_and_costs(then.squared_px, reach_px)
+        better = new_costs <= costs
+        damping = np.minimum(np.maximum(damping * np.where(better, 0.1, 10.0), LEAST_DAMPING), MOST_DAMPING)
         if better.all():
-            poses, now = moved, then
+            poses, now, weights, costs = moved, then, new_weights, new_costs
         else:
             poses = Poses(*_chosen(better, (moved.R, moved.t), (poses.R, poses.t)))
             now = Seen(*_chosen(better, then, now))
+            weights, costs = _chosen(better, (new_weights, new_costs), (weights, costs))
         if width == 1.0 and np.abs(moves).max() < at_rest:
             break
     return poses
@@ -70,19 +74,31 @@ def _chosen(first: npt.NDArray[np.bool_], a: Sequence[Array], b: Sequence[Array]
     return [np.where(first.reshape(-1, *[1] * (x.ndim - 1)), x, y) for x, y in zip(a, b, strict=True)]
 
 
-def _moves(now: Seen, weights: Array, K: Array, damping: Array) -> Array:
-    """Damped Gauss-Newton steps (S, 6): a rotation vector about the points' origin in the camera's axes, and a shift."""
-    J = _jacobian(now, K)
+def _moves(now: Seen, weights: Array, focal_px: Array, damping: Array, reach_px: float) -> Array:
+    """Damped Newton steps (S, 6): a rotation vector about the points' origin in the camera's axes, and a shift."""
+    J = _jacobian(now, focal_px)
     weighted, H = _weighted(J, weights)
     g = weighted @ now.errors_px.reshape(len(J), -1, 1)
+    H = _with_falling_weights(H, J, now, weights, reach_px)
     diagonal = np.einsum("sii->si", H)
     diagonal += damping[:, None] * diagonal + ROUNDING * diagonal.max(axis=1, keepdims=True) + TINY
     return np.asarray(-np.linalg.solve(H, g)[:, :, 0])
 
 
-def normal_matrix(now: Seen, weights: Array, K: Array) -> Array:
+def _with_falling_weights(H: Array, J: Array, now: Seen, weights: Array, reach_px: float) -> Array:
+    """Gauss-Newton's H (S, 6, 6), less what the weights lose as the errors grow: three last steps instead of ten.
+
+    As it is for a pose far from a minimum, where the difference is not positive definite.
+    """
+    pulls = np.einsum("sikn,skn->sin", J, now.errors_px)
+    loss = (8 / reach_px**2) * np.minimum(now.squared_px / reach_px**2, 1.0) * np.sqrt(weights)
+    newton = H - (pulls * loss[:, None]) @ pulls.transpose(0, 2, 1)
+    return np.where((np.linalg.eigvalsh(newton)[:, 0] > 0)[:, None, None], newton, H)
+
+
+def normal_matrix(now: Seen, weights: Array, focal_px: Array) -> Array:
     """(S, 6, 6) J' W J of the steps: a rotation vector in the camera's axes about the points' origin, and a shift."""
-    return _weighted(_jacobian(now, K), weights)[1]
+    return _weighted(_jacobian(now, focal_px), weights)[1]
 
 
 def _weighted(J: Array, weights: Array) -> tuple[Array, Array]:
@@ -91,7 +107,7 @@ def _weighted(J: Array, weights: Array) -> tuple[Array, Array]:
     return weighted, np.asarray(weighted @ J.reshape(len(J), 6, -1).transpose(0, 2, 1))
 
 
-def _jacobian(now: Seen, K: Array) -> Array:
+def _jacobian(now: Seen, focal_px: Array) -> Array:
     """(S, 6, 2, N): of columns and rows of the pixels by the six numbers of a step."""
     x, y, z = now.turned.transpose(1, 0, 2)
     p, q = now.slopes.transpose(1, 0, 2)
@@ -99,14 +115,12 @@ def _jacobian(now: Seen, K: Array) -> Array:
     u, v = J[:, :, 0], J[:, :, 1]
     u[:, 0], u[:, 1], u[:, 2], u[:, 3], u[:, 5] = -p * y, z + p * x, -y, 1.0, -p
     v[:, 0], v[:, 1], v[:, 2], v[:, 4], v[:, 5] = -q * y - z, q * x, x, 1.0, -q
-    J *= (now.per_depth[:, None] * np.array([[K[0, 0]], [K[1, 1]]]))[:, None]
+    J *= (now.per_depth[:, None] * focal_px[:, None])[:, None]
     return J
 
 
 def _rotations(rotvecs: Array) -> Array:
     """Cayley's formula, (S, 3) -> (S, 3, 3): a rotation without a sine, by the given vector to the second order."""
-    h = rotvecs / 2
-    x, y, z = h.T
-    zero = np.zeros_like(x)
-    k = np.stack([zero, -z, y, z, zero, -x, -y, x, zero], axis=1).reshape(-1, 3, 3)
-    return np.asarray(IDENTITY + (2 / (1 + (h * h).sum(axis=1)))[:, None, None] * (k + k @ k))
+    k = (rotvecs / 2 @ GENERATORS).reshape(-1, 3, 3)
+    k2 = k @ k
+    return np.asarray(IDENTITY + (2 / (1 - np.einsum("sii->s", k2) / 2))[:, None, None] * (k + k2))

@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 import numpy as np
+import numpy.typing as npt
 
 from posekit.runtime.pose import Array
 from posekit.runtime.solve.pairs import Poses
+
+BOTH_SIGNS = np.array([[1.0], [-1.0]])
+NEWTON_STEPS, MOST_STEP = 2, 0.1  # what Ferrari's formula leaves is far smaller; a double root would throw it far off
 
 
 def p3p(points: Array, rays: Array) -> Poses:
@@ -26,18 +30,42 @@ def p3p(points: Array, rays: Array) -> Poses:
         gap = P - np.stack([0 * one, q2[0], q2[1]])
         quartic = _product(gap, gap) + np.pad(2 * e01 * _product(P, q2), ((1, 0), (0, 0)))
         quartic -= c / b * _product(D, _product(q2, q2))
-        usable = np.isfinite(quartic / quartic[0]).all(axis=0)
-        quartic, P, q2, D, b = (x[..., usable] for x in (quartic, P, q2, D, b))
-        companion = np.zeros((quartic.shape[1], 4, 4))
-        companion[:, 0] = -(quartic[1:] / quartic[0]).T
-        companion[:, [1, 2, 3], [0, 1, 2]] = 1
-        roots = np.linalg.eigvals(companion).T
-        w = roots.real  # of a pair of complex roots, which noise makes of a double one, the nearest real number
+        w, kept = _roots(quartic[1:] / quartic[0])
         distance0 = np.sqrt(b / _value(D, w))
         distances = np.stack([distance0, distance0 * _value(P, w) / _value(q2, w), distance0 * (1 + w)], axis=-1)
-        kept = (roots.imag >= 0) & (distances > 0).all(axis=-1) & np.isfinite(distances).all(axis=-1)
-        triple = np.flatnonzero(usable)[np.nonzero(kept)[1]]
-        return _aligned(points[triple], rays[triple] * distances[kept][:, :, None])
+        kept &= (distances > 0).all(axis=-1) & np.isfinite(distances).all(axis=-1)
+        triple = np.nonzero(kept)[1]
+        found = rays[triple] * distances[kept][:, :, None]
+        R = _frames(found) @ _frames(points).transpose(0, 2, 1)[triple]
+    t = (found - points[triple] @ R.transpose(0, 2, 1)).mean(axis=1)
+    finite = np.isfinite(R).all(axis=(1, 2)) & np.isfinite(t).all(axis=1)
+    return Poses(R[finite], t[finite])
+
+
+def _roots(quartic: Array) -> tuple[Array, npt.NDArray[np.bool_]]:
+    """Roots (4, B) of w^4 + a w^3 + b w^2 + c w + d, whose coefficients are rows (4, B), and which of them to use.
+
+    Of a pair of complex roots, which noise makes of a double one, the first has the real part, and the second is not used.
+    Ferrari's formula, with the largest root of the resolvent cubic in Cardano's form or, of three, in Viete's; then Newton.
+    """
+    a, b, c, d = quartic
+    shift = a / 4
+    p = b - 6 * shift**2  # of the quartic in w + shift, which has no cubic term
+    q = c - 2 * shift * b + 8 * shift**3
+    r = d - shift * c + shift**2 * b - 3 * shift**4
+    third, half = p**2 / 36 + r / 3, p**3 / 216 - p * r / 6 + q**2 / 16
+    bend = half**2 - third**3
+    u = np.cbrt(half + np.copysign(np.sqrt(np.maximum(bend, 0)), half))
+    n = np.where(bend > 0, u + third / u, 2 * np.sqrt(third) * np.cos(np.arccos(half / third**1.5) / 3))
+    split = np.sqrt(2 * n - 2 * p / 3) * BOTH_SIGNS
+    inner = -(4 * p / 3 + 2 * n + 2 * q / split)
+    root, real = np.sqrt(np.maximum(inner, 0)), np.tile(inner >= 0, (2, 1))
+    w = np.concatenate([split + root, split - root]) / 2 - shift
+    for _ in range(NEWTON_STEPS):
+        step = ((((w + a) * w + b) * w + c) * w + d) / (((4 * w + 3 * a) * w + 2 * b) * w + c)
+        w -= np.where(real & (np.abs(step) < MOST_STEP), step, 0)
+    real[:2] = True
+    return w, real
 
 
 def _product(p: Array, q: Array) -> Array:
@@ -56,20 +84,17 @@ def _value(p: Array, w: Array) -> Array:
     return out
 
 
-def _aligned(points: Array, found: Array) -> Poses:
-    """Poses that take triangles (M, 3, 3) onto their equals in the camera (M, 3, 3)."""
-    R = _frame(found) @ _frame(points).transpose(0, 2, 1)
-    t = found.mean(axis=1) - np.einsum("mij,mj->mi", R, points.mean(axis=1))
-    kept = np.isfinite(R).all(axis=(1, 2)) & np.isfinite(t).all(axis=1)
-    return Poses(R[kept], t[kept])
+def _frames(triangles: Array) -> Array:
+    """Orthonormal axes (M, 3, 3), in columns, of triangles (M, 3, 3): along the first side, in the plane, its normal."""
+    along = _unit(triangles[:, 1] - triangles[:, 0])
+    normal = _unit(_cross(along, triangles[:, 2] - triangles[:, 0]))
+    return np.stack([along, _cross(normal, along), normal], axis=2)
 
 
-def _frame(triangles: Array) -> Array:
-    """Orthonormal axes (M, 3, 3), in columns: along the first side, in the plane, and its normal."""
-    side, other = triangles[:, 1] - triangles[:, 0], triangles[:, 2] - triangles[:, 0]
-    along, normal = _unit(side), _unit(np.cross(side, other))
-    return np.stack([along, np.cross(normal, along), normal], axis=2)
+def _cross(a: Array, b: Array) -> Array:
+    """(M, 3): np.cross in a third of its time."""
+    return np.asarray(a[:, [1, 2, 0]] * b[:, [2, 0, 1]] - a[:, [2, 0, 1]] * b[:, [1, 2, 0]])
 
 
 def _unit(v: Array) -> Array:
-    return np.asarray(v / np.linalg.norm(v, axis=-1, keepdims=True))
+    return np.asarray(v / np.sqrt(np.einsum("mi,mi->m", v, v))[:, None])

@@ -15,21 +15,26 @@ LEAST_DEPTH = 1e-6  # of a point, in the unit of the points: below, it is not in
 
 @dataclass(frozen=True, eq=False)
 class Pairs:
-    """Object points (N, 3), in any unit, seen at ideal pixels (N, 2) of a camera K (3, 3) without skew.
+    """Object points (N, 3), in any unit, seen at pixels (N, 2) that count from the principal point of an ideal camera.
 
-    threshold_px: distance at which a pair no longer agrees with a pose.
+    focal_px: (2,) of columns and rows.   threshold_px: distance at which a pair no longer agrees with a pose.
     """
 
     points: Array
     pixels: Array
-    K: Array
+    focal_px: Array
     threshold_px: float
 
     def __len__(self) -> int:
         return len(self.points)
 
+    @property
+    def K(self) -> Array:
+        """(3, 3), with its principal point at 0."""
+        return np.diag([*self.focal_px, 1.0])
+
     def part(self, chosen: npt.NDArray[np.intp] | npt.NDArray[np.bool_] | slice) -> Pairs:
-        return Pairs(self.points[chosen], self.pixels[chosen], self.K, self.threshold_px)
+        return Pairs(self.points[chosen], self.pixels[chosen], self.focal_px, self.threshold_px)
 
 
 @dataclass(frozen=True, eq=False)
@@ -68,11 +73,27 @@ class Seen(NamedTuple):
 def seen(poses: Poses, pairs: Pairs) -> Seen:
     turned = (poses.R.reshape(-1, 3) @ pairs.points.T).reshape(len(poses), 3, len(pairs))
     placed = turned + poses.t[:, :, None]
-    z = placed[:, 2]
-    front = z > LEAST_DEPTH
-    per_depth = 1 / z if front.all() else front / np.where(front, z, 1.0)
+    front = placed[:, 2] > LEAST_DEPTH
+    per_depth = 1 / placed[:, 2] if front.all() else front / np.where(front, placed[:, 2], 1.0)
     slopes = placed[:, :2] * per_depth[:, None]
-    errors = slopes * np.array([[pairs.K[0, 0]], [pairs.K[1, 1]]]) - (pairs.pixels - pairs.K[:2, 2]).T
-    squared = (errors * errors).sum(axis=1)
+    errors = slopes * pairs.focal_px[:, None] - pairs.pixels.T
+    squared = np.einsum("sin,sin->sn", errors, errors)
     squared[~front] = np.inf
     return Seen(turned, per_depth, slopes, errors, squared)
+
+
+def squared_px(poses: Poses, pairs: Pairs) -> Array:
+    """(S, N): those of `seen` but for rounding, without the rest."""
+    focal = np.array([[*pairs.focal_px, 1.0]]).T
+    rows = (poses.R * focal).transpose(1, 0, 2).reshape(-1, 3)
+    u, v, z = (rows @ pairs.points.T).reshape(3, len(poses), len(pairs)) + (poses.t.T * focal)[:, :, None]
+    behind = z <= LEAST_DEPTH
+    with np.errstate(all="ignore"):  # what is behind is set below
+        per_depth = np.reciprocal(z, out=z)
+        for row, pixels in ((u, pairs.pixels[:, 0]), (v, pairs.pixels[:, 1])):
+            row *= per_depth
+            row -= pixels
+            row *= row
+        u += v
+    u[behind] = np.inf
+    return np.asarray(u)

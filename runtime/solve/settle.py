@@ -16,14 +16,14 @@ from posekit.runtime.solve.fit import REACH, cost, fitted, normal_matrix, weight
 from posekit.runtime.solve.pairs import Pairs, Poses, seen, together
 
 MOST_PAIRS = 256  # that tell valleys apart; the deepest are then fitted to all
-STEPS, AT_REST = 12, 1e-4  # of the fit to those
-MIRROR_WIDTHS, MIRROR_STEPS = (2.0, 1.2), 4  # enough to see whether there is a second valley
+WIDTHS, STEPS, AT_REST = (2.0, 1.2), 4, 1e-3  # of the fit to those: enough to see which valleys there are
 LEAST_NOISE = 0.02  # thresholds: errors below are rounding, and say nothing about which of two valleys is deeper
 INDEPENDENT_PAIRS = 100  # at most: neighbouring pairs of a map err alike
 HOPELESS = 1e-3  # belief in a pose, against the best one's 1: it is not looked at any longer
 ALIKE = 11.0  # errors of a map's cells are alike: the variance of a pose is so many times that of independent ones
 TINY, IDENTITY_6 = 1e-30, np.eye(6)
-SAME, FAR = 1e-3, 0.4  # distances of two poses, in the points' spread: one valley, and a tenth of the object's diameter
+# Distances of two poses, in the points' spread: starts in one valley, one pose, and a tenth of the object's diameter.
+CLOSE, SAME, FAR = 0.05, 1e-3, 0.4
 
 
 @dataclass(frozen=True, eq=False)
@@ -42,9 +42,8 @@ class Valleys:
 def settled(starts: Poses, pairs: Pairs) -> Valleys:
     """The valleys of the robust reprojection error around `starts`, which are not empty, and around their mirror image."""
     part = pairs.part(np.random.default_rng(0).permutation(len(pairs))[:MOST_PAIRS])
-    rough = _deepest_first(fitted(starts, part, (), STEPS, AT_REST), part).poses
-    mirrored = fitted(_mirrored(rough.part(slice(1)), part), part, MIRROR_WIDTHS, MIRROR_STEPS)
-    rough = _deepest_first(together([rough, mirrored]), part).poses
+    starts = together([starts.part(_distinct(starts, CLOSE)), _mirrored(starts.part(slice(1)), part)])
+    rough = _deepest_first(fitted(starts, part, WIDTHS, STEPS, AT_REST), part).poses
     return _deepest_first(fitted(rough, pairs), pairs)
 
 
@@ -56,7 +55,7 @@ def precision(best: Poses, pairs: Pairs) -> float:
     """
     now = seen(best, pairs)
     weights = weights_and_costs(now.squared_px, REACH * pairs.threshold_px)[0]
-    normal = normal_matrix(now, weights, pairs.K)[0] + TINY * IDENTITY_6
+    normal = normal_matrix(now, weights, pairs.focal_px)[0] + TINY * IDENTITY_6
     covariance = ALIKE * _variance(now.squared_px, weights) * np.linalg.inv(normal)
     points = now.turned[0]
     second = points @ points.T / points.shape[1]
@@ -69,7 +68,7 @@ def _deepest_first(poses: Poses, pairs: Pairs) -> Valleys:
     order = np.argsort(depths, kind="stable")
     poses, depths = poses.part(order), depths[order]
     beliefs = np.exp(-_evidence(poses.part(slice(1)), pairs) * (depths - depths[0]))
-    kept = (beliefs > HOPELESS) & _distinct(poses)
+    kept = (beliefs > HOPELESS) & _distinct(poses, SAME)
     return Valleys(poses.part(kept), beliefs[kept])
 
 
@@ -87,10 +86,10 @@ def _variance(squared: Array, weights: Array) -> float:
     return float((weights * np.where(weights > 0, squared, 0.0)).sum() / (2 * weights.sum() + TINY))
 
 
-def _distinct(poses: Poses) -> npt.NDArray[np.bool_]:
-    """Whether each pose (S,) is none of those before it."""
+def _distinct(poses: Poses, gap: float) -> npt.NDArray[np.bool_]:
+    """Whether each pose (S,) is further than `gap` from all before it."""
     gaps = np.abs(poses.R[:, None] - poses.R).max(axis=(2, 3)) + np.abs(poses.t[:, None] - poses.t).max(axis=2)
-    return np.asarray(~np.tril(gaps < SAME, -1).any(axis=1))
+    return np.asarray(~np.tril(gaps < gap, -1).any(axis=1))
 
 
 def _distances(poses: Poses) -> Array:
