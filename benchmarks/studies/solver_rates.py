@@ -6,6 +6,9 @@
 A pose has failed when the object's points lie a tenth of its diameter off in the mean (ADD), or when there is none. Beside
 posekit's methods stand PoseLib, called as its documentation says, and OpenCV's SQPnP with least squares over the pairs that
 are no outliers, which only the study knows: what no solver can do better but by luck.
+
+Every problem is solved a second time with coordinates changed by SHAKE of themselves, as another processor or backend would:
+how far the poses without an alternative move is the second table.
 """
 
 from __future__ import annotations
@@ -14,7 +17,7 @@ import argparse
 import shlex
 import sys
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import cv2
@@ -27,12 +30,13 @@ from posekit.benchmarks.studies.precision_result import Run, read
 from posekit.benchmarks.studies.solver_problems import Cell, Problem, made_problem
 from posekit.runtime.errors import InputError, PosekitError
 from posekit.runtime.manifest import SolverEntry
-from posekit.runtime.pose import Pose
+from posekit.runtime.pose import Pose, rotation_angle_rad
 from posekit.runtime.solvers import METHODS, pose_from_correspondences
 
 ROOT = Path(__file__).resolve().parents[2]
 COUNT = 1000
 FAILED, SURE = 0.1, 0.9  # of the diameter; certainty
+SHAKE = 1e-6  # of a coordinate: some last bits of float32
 PACKAGES = ("posekit", "numpy", "opencv-python-headless", "poselib")
 CELLS: dict[str, Cell] = {
     "solid": Cell(),
@@ -59,7 +63,8 @@ Solver = Callable[[Problem, Cell], Answer]
 class Tally:
     """failed: poses.  sure: failed ones of a certainty above SURE.  told: answers with an alternative.
 
-    mended: failed ones whose alternative is right.
+    mended: failed ones whose alternative is right.   alone: answers without an alternative; shaken: of `shaken_by` over them, 99th percentile and
+    most.
     """
 
     solver: str
@@ -67,6 +72,9 @@ class Tally:
     sure: int
     told: int
     mended: int
+    alone: int
+    shaken_deg: tuple[float, float]
+    shaken_mm: tuple[float, float]
 
 
 @dataclass(frozen=True)
@@ -121,23 +129,48 @@ def sqpnp_of_good_pairs(problem: Problem, cell: Cell) -> Answer:
     return Pose.from_rotvec(rotvec.ravel(), t.ravel()), 1.0, None
 
 
+KNOWING = "SQPnP, good pairs"
 SOLVERS: dict[str, Solver] = {
     **{method: posekit(method) for method in METHODS},
     "PoseLib": poselib_direct,
-    "SQPnP, good pairs": sqpnp_of_good_pairs,
+    KNOWING: sqpnp_of_good_pairs,
 }
 
 
 def tally(name: str, solver: Solver, problems: Sequence[Problem], cell: Cell) -> Tally:
     failed = sure = told = mended = 0
-    for problem in problems:
+    shaken: list[tuple[float, float]] = []
+    for seed, problem in enumerate(problems):
         pose, certainty, alternative = solver(problem, cell)
         wrong = pose is None or not problem.add_of_diameter(pose) <= FAILED
         failed += wrong
         sure += wrong and certainty > SURE
         told += alternative is not None
         mended += wrong and alternative is not None and problem.add_of_diameter(alternative) <= FAILED
-    return Tally(name, failed, sure, told, mended)
+        if pose is not None and alternative is None:
+            shaken.append(shaken_by(pose, problem, solver, cell, seed))
+    degrees, millimetres = (_tail([pair[i] for pair in shaken]) for i in (0, 1))
+    return Tally(name, failed, sure, told, mended, len(shaken), degrees, millimetres)
+
+
+def _tail(values: Sequence[float]) -> tuple[float, float]:
+    """99th percentile and most; nothing of nothing."""
+    return (float(np.percentile(values, 99, method="higher")), max(values)) if values else (0.0, 0.0)
+
+
+def shaken_by(pose: Pose, problem: Problem, solver: Solver, cell: Cell, seed: int) -> tuple[float, float]:
+    """How far a pose moves when each coordinate about the points' middle changes by SHAKE: degrees; of a point, mm.
+
+    Infinite where no pose is found any more.
+    """
+    middle_m = problem.points_m.mean(axis=0)
+    noise = 1 + SHAKE * np.random.default_rng(seed).normal(size=problem.points_m.shape)
+    points_m = middle_m + (problem.points_m - middle_m) * noise
+    again = solver(replace(problem, points_m=points_m), cell)[0]
+    if again is None:
+        return np.inf, np.inf
+    apart_m = np.linalg.norm(again.apply(problem.points_m) - pose.apply(problem.points_m), axis=1)
+    return float(np.degrees(rotation_angle_rad(again.R, pose.R))), float(1e3 * apart_m.max())
 
 
 def measure(request: Request, advance: Advance) -> RatesResult:
@@ -166,9 +199,24 @@ def markdown(result: RatesResult) -> str:
         f"near a half differ by chance by {limit:.1f} % (two standard deviations). "
         "Told: answers of the first solver with an alternative; mended: failed ones whose alternative is right.\n\n"
     )
-    return heading + markdown_table(
-        ("cell", *solvers, "told", "mended"), (_row(row, result.count) for row in result.rows)
+    rates = markdown_table(("cell", *solvers, "told", "mended"), (_row(row, result.count) for row in result.rows))
+    ours = [name for name in solvers if name != KNOWING]
+    shaken = markdown_table(("cell", *ours), (_shaken_row(row) for row in result.rows))
+    return (
+        f"{heading}{rates}\nPoses without an alternative (how many) when each coordinate changes by {SHAKE:g} of itself: 99th percentile, "
+        f"most of the rotation, and of the way of a point.\n\n{shaken}"
     )
+
+
+def _shaken_row(row: Row) -> Sequence[object]:
+    return (row.cell, *(_moved(tally) for tally in row.tallies if tally.solver != KNOWING))
+
+
+def _moved(tally: Tally) -> str:
+    if not tally.alone:
+        return "none"
+    (deg, most_deg), (mm, most_mm) = tally.shaken_deg, tally.shaken_mm
+    return f"{deg:.0e}, {most_deg:.0e} deg; {mm:.0e}, {most_mm:.0e} mm ({tally.alone})"
 
 
 def _row(row: Row, count: int) -> Sequence[object]:

@@ -11,7 +11,7 @@ from posekit.runtime.solve.pairs import Pairs, Poses, seen, together
 
 CONFIDENCE = 0.9999
 TRIPLES, MOST_TRIPLES = 32, 256  # at a time: few while the pairs may be good, more when they turn out not to be
-SIEVES = ((24, 128), (64, 64))  # pairs that judge the poses of a round, and how many of those are left
+SIEVES = ((32, 256), (96, 96))  # pairs that judge the poses of a round, and how many poses are left
 MOST_PAIRS = 256  # that judge these
 BEST = 4  # poses of a round that are fitted
 WIDTHS, STEPS = (3.0, 1.5), 2  # of that fit

@@ -18,6 +18,7 @@ from posekit.benchmarks.studies.solver_rates import (
     markdown,
     measure,
     requested,
+    shaken_by,
     tally,
 )
 from posekit.runtime.errors import InputError
@@ -47,13 +48,23 @@ def test_a_pose_fails_by_its_distance_and_is_sure_by_its_certainty() -> None:
         return moved, certainty, right if alternative else None
 
     problem = made_problem(Cell(), 0)
-    answers = iter([off(0.09, 1), off(0.11, 1), off(0.11, 0.5, alternative=True), (None, 0.0, None)])
+    near, far, rival = off(0.09, 1), off(0.11, 1), off(0.11, 0.5, alternative=True)
+    answers = iter([near, near, far, (None, 0.0, None), rival, (None, 0.0, None)])
 
     def solver(problem: Problem, cell: Cell) -> Answer:
         return next(answers)
 
     found = tally("toy", solver, [problem] * 4, Cell())
     assert (found.failed, found.sure, found.told, found.mended) == (3, 1, 1, 1)
+    assert found.alone == 2  # each solved twice: the first stays where it is, the second is lost
+    assert found.shaken_deg[1] == found.shaken_mm[1] == np.inf
+
+
+def test_how_far_a_shaken_pose_moves_is_told_in_degrees_and_millimetres() -> None:
+    problem = made_problem(Cell(), 0)
+    right = problem.cam_from_obj
+    beside = Pose(right.R, right.t_m + [0, 2e-3, 0])
+    assert shaken_by(right, problem, lambda *given: (beside, 1.0, None), Cell(), 0) == pytest.approx((0.0, 2.0))
 
 
 @pytest.mark.parametrize("cell", CELLS.values(), ids=CELLS.keys())
