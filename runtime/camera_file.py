@@ -24,6 +24,7 @@ from posekit.runtime.plain_yaml import plain_from_yaml
 from posekit.runtime.plausible_camera import CameraWarning, contradiction, oddity
 from posekit.runtime.records import RecordProblem, distinct_keys, record_from
 
+KEEP_ONE = "Keep the one that is right."
 MOST_BYTES = 16 << 20  # OpenCV's files hold every corner of every picture of the chessboard
 NONE_READ = (
     "a camera file: posekit's or BOP's JSON (fx, fy, cx, cy, width, height), OpenCV's YAML or XML (camera_matrix), "
@@ -69,10 +70,7 @@ def intrinsics_from_file(path: Path | str) -> Intrinsics:
     what = f"camera file {path}"
     try:
         table = _table(Path(path))
-        read = next((kind.read for kind in KINDS if kind.fits(table)), None)
-        if read is None:
-            raise _Refused(f"keys {', '.join(map(str, list(table)[:8]))}"[:200] or "no key", NONE_READ)
-        camera = read(table)
+        camera = _reader(table)(table)
         K = np.array([[camera.fx, camera.skew, camera.cx], [0.0, camera.fy, camera.cy], [0.0, 0.0, 1.0]])
         intrinsics = Intrinsics(K, camera.width, camera.height, camera.distortion, camera.model or "opencv")
         _check(camera, intrinsics)
@@ -90,6 +88,11 @@ def intrinsics_from_file(path: Path | str) -> Intrinsics:
     odd = oddity(K, camera.whole_wh_px or (camera.width, camera.height))
     if odd:
         warnings.warn(CameraWarning(f"{what}: {odd}. Check that K and size belong together."), stacklevel=2)
+    if _folds(intrinsics):
+        message = (
+            "the lens model folds back inside the image. Crops are black beyond; check the distortion coefficients"
+        )
+        warnings.warn(CameraWarning(f"{what}: {message}."), stacklevel=2)
     return intrinsics
 
 
@@ -102,8 +105,8 @@ def _check(camera: _Camera, intrinsics: Intrinsics) -> None:
         raise _Refused(
             problem,
             "intrinsics in pixels for an image of the size that the file states",
-            "Resized images need K resized with them (fx, cx with the width, fy, cy with the height). Where the image is "
-            'a part cut from a larger one, say so in posekit\'s JSON: "whole_wh_px": [WIDTH, HEIGHT] of that.',
+            "Resized images need K resized with them (fx, cx with the width, fy, cy with the height), turned ones K turned. "
+            'Where the image is a part cut from a larger one, say so in posekit\'s JSON: "whole_wh_px": [WIDTH, HEIGHT] of that.',
         )
     if camera.model is None and len(camera.distortion) == 4 and _folds(intrinsics):
         fisheye = replace(intrinsics, model="fisheye")
@@ -139,7 +142,7 @@ def _table(path: Path) -> Table:
     else:
         table = _from_xml(text) if text.startswith("<") else plain_from_yaml(text)
     if not isinstance(table, dict):
-        raise _Refused(f"{type(table).__name__} instead of a table", NONE_READ)
+        raise _Refused("nothing" if table is None else f"{type(table).__name__} instead of a table", NONE_READ)
     return table
 
 
@@ -177,16 +180,26 @@ def _opencv(table: Table) -> _Camera:
         raise _Refused(
             f"{refused[0]} of an omnidirectional camera", "a pinhole or fisheye camera", "Calibrate it as one."
         )
-    size = _found(table, "image_size", "imageSize", "image_Size") or (
-        _found(table, "image_width", "image_Width", "imageWidth", "width"),
-        _found(table, "image_height", "image_Height", "imageHeight", "height"),
-    )
+    width = _found(table, "image_width", "image_Width", "imageWidth", "width")
+    height = _found(table, "image_height", "image_Height", "imageHeight", "height")
+    size = _found(table, "image_size", "imageSize", "image_Size") or (width, height)
+    if width is not None and list(size) != [width, height]:
+        raise _Refused(f"image_size {size} and {width} x {height} that differ", "one of them", KEEP_ONE)
     if not (isinstance(size, Sequence) and len(size) == 2) or None in size:
         raise _Refused("no image size", "image_width and image_height", "Add them to the file.")
-    said = table.get("fisheye_model")
-    model = None if said is None else "fisheye" if said == 1 else "opencv" if said == 0 else f"fisheye_model {said}"
     distortion = _numbers(table, *DISTORTIONS)
-    return _camera(_matrix(table, *CAMERA_MATRICES), size, distortion, model)
+    return _camera(_matrix(table, *CAMERA_MATRICES), size, distortion, _opencv_model(table))
+
+
+def _opencv_model(table: Table) -> str | None:
+    """The lens model that an OpenCV file states: calibration programs write a flag, others a word."""
+    said = {key: table[key] for key in ("fisheye_model", "fisheye", "model", "lens_model") if key in table}
+    unknown = [key for key, value in said.items() if not isinstance(value, (int, str)) or value not in OPENCV_MODELS]
+    models = {OPENCV_MODELS[value] for value in said.values()} if not unknown else set()
+    if unknown or len(models) > 1:
+        got = ", ".join(f"{key} {said[key]!r}" for key in unknown or said)
+        raise _Refused(got, f"one lens model: one of {', '.join(map(str, OPENCV_MODELS))}")
+    return next(iter(models), None)
 
 
 def _ros(table: Table) -> _Camera:
@@ -195,6 +208,10 @@ def _ros(table: Table) -> _Camera:
     distortion = _numbers(table, *DISTORTIONS)
     if model not in ROS_MODELS:
         raise _Refused(f"distortion_model {model}", f"one of {', '.join(ROS_MODELS)}")
+    if ROS_MODELS[model] != "pinhole" and _found(table, *DISTORTIONS) is None:
+        raise _Refused(
+            f"distortion_model {model} without coefficients", "them, an empty list where the lens does nothing"
+        )
     size = (_found(table, "image_width", "width"), _found(table, "image_height", "height"))
     window = table.get("roi") or {}
     whole = {"x_offset": (0,), "y_offset": (0,), "width": (0, size[0]), "height": (0, size[1])}
@@ -218,7 +235,7 @@ def _realsense(table: Table) -> _Camera:
     said = re.sub(r"[\s_.-]+", "_", str(table.get("model", "none")).lower()).removeprefix("rs2_")
     name = said.removeprefix("distortion_")
     coefficients = _numbers(table, "coeffs")
-    if name == "kannala_brandt4" and len(coefficients) == 5 and coefficients[4] == 0:
+    if name == "kannala_brandt4" and len(coefficients) in (4, 5) and not any(coefficients[4:]):
         return _of_realsense(table, coefficients[:4], "fisheye")
     if name != "kannala_brandt4" and not any(coefficients):
         return _of_realsense(table, (), "pinhole")
@@ -240,7 +257,7 @@ def _of_realsense(table: Table, distortion: Sequence[float], model: str) -> _Cam
 
 
 def _kalibr(table: Table) -> _Camera:
-    """camchain.yaml."""
+    """camchain.yaml; EuRoC's sensor.yaml says the same with other words."""
     cameras = _kalibr_cameras(table)
     if len(cameras) > 1:
         raise _Refused(
@@ -258,7 +275,10 @@ def _kalibr(table: Table) -> _Camera:
         raise _Refused(f"{name}: intrinsics {list(intrinsics)}", "fx, fy, cx, cy")
     fx, fy, cx, cy = intrinsics
     K = [[fx, 0.0, cx], [0.0, fy, cy], [0.0, 0.0, 1.0]]
-    return _camera(K, camera.get("resolution"), _numbers(camera, "distortion_coeffs"), KALIBR_MODELS[lens])
+    distortion = _numbers(camera, "distortion_coeffs", "distortion_coefficients")
+    if not distortion and lens[1] != "none":
+        raise _Refused(f"{name}: {lens[1]} without distortion_coeffs", "its coefficients")
+    return _camera(K, camera.get("resolution"), distortion, KALIBR_MODELS[lens])
 
 
 def _kalibr_cameras(table: Table) -> dict[str, Table]:
@@ -273,6 +293,10 @@ ROS_MODELS = {
 }  # fmt: skip
 KALIBR_MODELS = {
     ("pinhole", "none"): "pinhole", ("pinhole", "radtan"): "opencv", ("pinhole", "equidistant"): "fisheye",
+    ("pinhole", "radial-tangential"): "opencv",
+}  # fmt: skip
+OPENCV_MODELS: dict[int | str, str] = {  # beside a matrix "pinhole" means no fisheye: the coefficients say what it does
+    0: "opencv", 1: "fisheye", "pinhole": "opencv", "opencv": "opencv", "fisheye": "fisheye",
 }  # fmt: skip
 CAMERA_MATRICES = ("camera_matrix", "cameraMatrix", "Camera_Matrix", "cameraMat", "mtx", "K", "k")
 DISTORTIONS = (
@@ -281,8 +305,16 @@ DISTORTIONS = (
 
 
 def _found(table: Table, *names: str) -> Any:
-    """The value of the first of these keys that is there, else None."""
-    return next((table[name] for name in names if name in table), None)
+    """What is said under these keys, which are names of one thing; None where none of them is there."""
+    there = [name for name in names if name in table]
+    differing = [name for name in there if table[name] != table[there[0]]]
+    if differing:
+        raise _Refused(f"{there[0]} and {differing[0]} that differ", "one of them", KEEP_ONE)
+    return table[there[0]] if there else None
+
+
+def _has_matrix(table: Table) -> bool:
+    return any(name in table for name in CAMERA_MATRICES)
 
 
 def _matrix(table: Table, *names: str) -> list[list[float]]:
@@ -318,6 +350,16 @@ def _camera(K: Sequence[Sequence[Any]], size: Any, distortion: Sequence[float], 
     return record_from(_Camera, plain | {"distortion": list(distortion)}, "camera")
 
 
+def _reader(table: Table) -> Callable[[Table], _Camera]:
+    """How to read the one kind of file that this is."""
+    if _has_matrix(table) and "fx" in table:
+        raise _Refused("K twice, as a matrix and as fx, fy", "one of them", KEEP_ONE)
+    read = next((kind.read for kind in KINDS if kind.fits(table)), None)
+    if read is None:
+        raise _Refused(f"keys {', '.join(map(str, list(table)[:8]))}"[:200] or "no key", NONE_READ)
+    return read
+
+
 @dataclass(frozen=True)
 class _Kind:
     """One kind of camera file: how to tell it, and how to read it."""
@@ -329,7 +371,7 @@ class _Kind:
 KINDS = (
     _Kind(lambda table: "ppx" in table, _realsense),
     _Kind(lambda table: bool(_kalibr_cameras(table)), _kalibr),
-    _Kind(lambda table: "distortion_model" in table and _found(table, *CAMERA_MATRICES) is not None, _ros),
-    _Kind(lambda table: _found(table, *CAMERA_MATRICES) is not None, _opencv),
+    _Kind(lambda table: "distortion_model" in table and _has_matrix(table), _ros),
+    _Kind(_has_matrix, _opencv),
     _Kind(lambda table: "fx" in table or not table, _own),
 )

@@ -135,8 +135,13 @@ def _problem(K: Array | None, width_px: int, height_px: int, distortion: tuple[f
         or not (np.abs(coefficients) < LARGEST_COEFFICIENT).all()  # NaN too
         or coefficients.shape not in [(n,) for n in MODELS[model].lengths]
     ):
-        return f"distortion {distortion} of lens model {model}"
+        return f"distortion {distortion} of lens model {model}, which has {_counts(model)} coefficients"
     return None
+
+
+def _counts(model: str) -> str:
+    """For people: how many coefficients a lens model has, at choice."""
+    return " or ".join(str(n) if n else "no" for n in MODELS[model].lengths)
 
 
 def pixels_from_rays(xy: Array, K: Array) -> Array:

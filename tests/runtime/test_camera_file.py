@@ -84,6 +84,7 @@ KALIBR = """cam0:
 """
 
 
+MATRIX = "camera_matrix: [600, 0, 310, 0, 590, 250, 0, 0, 1]\nimage_width: 640\nimage_height: 480\n"
 NESTED = """cameraMatrix: [[600., 0, 310.], [0, 590., 250.], [0, 0, 1]]
 dist_coeffs: [[-0.1, 0.02, 0.001, -0.0005, 0.01]]
 image_size: [640, 480]
@@ -162,6 +163,20 @@ def test_opencvs_programs_say_when_it_is_a_fisheye(tmp_path: Path) -> None:
     is_the_camera(intrinsics_from_file(path), 4, "fisheye")
 
 
+def test_the_lens_model_may_be_said_in_a_word(tmp_path: Path) -> None:
+    text = MATRIX + "dist: [-0.1, 0.02, 0.001, -0.0005]\n"
+    for word, model in (("fisheye", "fisheye"), ("opencv", "opencv"), ("pinhole", "opencv")):
+        is_the_camera(intrinsics_from_file(written(tmp_path / "camera.yaml", f"{text}model: {word}\n")), 4, model)
+
+
+def test_euroc_and_four_coefficients_of_kannala_and_brandt_are_read(tmp_path: Path) -> None:
+    euroc = KALIBR.replace("cam0:\n", "").replace("\n  ", "\n").removeprefix("  ")
+    euroc = euroc.replace("radtan", "radial-tangential").replace("distortion_coeffs", "distortion_coefficients")
+    is_the_camera(intrinsics_from_file(written(tmp_path / "sensor.yaml", euroc)), 4)
+    four = realsense(model="Kannala Brandt4", coeffs=D[:4])
+    is_the_camera(intrinsics_from_file(written(tmp_path / "camera.json", four)), 4, "fisheye")
+
+
 def test_the_older_name_reads_the_same(tmp_path: Path) -> None:
     is_the_camera(intrinsics_from_json(written(tmp_path / "camera.json", json.dumps(OWN))), 0)
 
@@ -169,7 +184,7 @@ def test_the_older_name_reads_the_same(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("text", "cause"),
     [
-        ("", "camera file"),
+        ("", "got nothing"),
         ("[]", "list instead of a table"),
         ("{}", "no key 'cx'"),
         ("<html></html>", "XML that OpenCV does not read"),
@@ -198,6 +213,17 @@ def test_the_older_name_reads_the_same(tmp_path: Path) -> None:
         (realsense(model="Ftheta"), "Ftheta"),
         (realsense(width=None), "width"),
         ("camera_matrix: [600, 0, 310, 0, 590, 250, 0, 0, 1]\n", "no image size"),
+        (MATRIX + "K: [500, 0, 310, 0, 590, 250, 0, 0, 1]\n", "camera_matrix and K that differ"),
+        (MATRIX + "fx: 600\n", "K twice"),
+        (MATRIX + "dist: [0.1, 0, 0, 0]\nD: [0.2, 0, 0, 0]\n", "dist and D that differ"),
+        (MATRIX + "width: 320\nheight: 480\n", "image_width and width that differ"),
+        (MATRIX + "image_size: [320, 480]\n", "image_size [320, 480] and 640 x 480 that differ"),
+        (MATRIX + "model: omni\n", "model 'omni'"),
+        (MATRIX + "fisheye_model: 2\n", "fisheye_model 2"),
+        (MATRIX + "fisheye_model: 0\nmodel: fisheye\n", "fisheye_model 0, model 'fisheye'"),
+        (KALIBR.replace("  distortion_coeffs: [-0.1, 0.02, 0.001, -0.0005]\n", ""), "radtan without distortion_coeffs"),
+        (ECHO.replace("\nd:\n- -0.1\n- 0.02\n- 0.001\n- -0.0005\n- 0.01", ""), "plumb_bob without coefficients"),
+        (json.dumps(OWN | {"distortion": [0.1]}), "which has no or 4 or 5 or 8 or 12 or 14 coefficients"),
         ("xi: 0.8\nK: [600, 0, 310, 0, 590, 250, 0, 0, 1]\nimage_size: [640, 480]\n", "xi of an omnidirectional"),
     ],
 )
@@ -249,7 +275,8 @@ def test_coefficients_that_only_a_fisheye_can_have_are_refused_with_both_reading
     with pytest.raises(InputError, match=r"read as OpenCV's .* it folds back inside the image, read as a fisheye's"):
         intrinsics_from_file(path)
     assert intrinsics_from_file(written(path, json.dumps(kb | {"model": "fisheye"}))).model == "fisheye"
-    assert intrinsics_from_file(written(path, json.dumps(kb | {"model": "opencv"}))).model == "opencv"
+    with pytest.warns(CameraWarning, match="folds back inside the image"):
+        assert intrinsics_from_file(written(path, json.dumps(kb | {"model": "opencv"}))).model == "opencv"
     mild = json.dumps(OWN | {"distortion": [-0.1, 0.02, 0.001, -0.0005]})
     assert intrinsics_from_file(written(path, mild)).model == "opencv"
 
@@ -263,6 +290,10 @@ def test_coefficients_that_only_a_fisheye_can_have_are_refused_with_both_reading
         ),  # image halved, K not
         ({"width": 1280, "height": 960}, "0.503 times as large"),
         ({"width": 480, "height": 360}, "1.34 times as large"),
+        (
+            {"width": 480, "height": 640},
+            "in the middle of 640 x 480 px, the image turned by 90 degrees, not of 480 x 640",
+        ),
         ({"fx": 600 / 640, "fy": 590 / 480, "cx": 0.48, "cy": 0.52}, "focal lengths 0.9375"),
         ({"fx": 3.6, "fy": 3.6, "cx": 2.4, "cy": 1.8}, "focal lengths 3.6"),
         ({"fx": 100000}, "differ 169 times"),
@@ -290,6 +321,9 @@ def test_an_odd_camera_is_read_with_a_word(tmp_path: Path) -> None:
     odd = OWN | {"cx": 480}
     with pytest.warns(CameraWarning, match="far from the middle"):
         assert intrinsics_from_file(written(tmp_path / "camera.json", json.dumps(odd))).K[0, 2] == 480
+    resized = OWN | {"width": 512, "height": 384}
+    with pytest.warns(CameraWarning, match=r"1\.26 times as large"):
+        assert intrinsics_from_file(written(tmp_path / "camera.json", json.dumps(resized))).width_px == 512
 
 
 @pytest.mark.parametrize("text", [ROS + ROS_PROJECTION, ECHO, KALIBR, realsense(), json.dumps(OWN | {"distortion": D})])
