@@ -16,13 +16,14 @@ import numpy.typing as npt
 from posekit.runtime.detection import MIN_BOX_SIDE_PX, BoxError, Reason, checked_box, overlaps_image
 from posekit.runtime.errors import InputError
 from posekit.runtime.intrinsics import Intrinsics, pixels_from_rays
-from posekit.runtime.lens import distort, within_fold
+from posekit.runtime.lens import distort, fold_towards, within_fold
 from posekit.runtime.pose import Array, Pose
 
 Image = npt.NDArray[np.uint8]
 
 WIDEST_RAY_DEG = 80.0  # off the axis: there the ideal image is stretched 33 times along the radius, 6 times across it
-FILLED = 17  # points along each side of a box of which not all has rays
+OUTLINED, VIEW_BORDER = 129, 512  # points on a side of a box of which not all is in view, and around the view
+WITHIN = 1 - 1e-6  # of the fold: at it a lens is not one to one
 NOWHERE_PX = -1e4  # where no image is, so that remap gives black
 LAST_ROW = np.array([[0.0, 0.0, 1.0]])  # of a homogeneous affine matrix
 
@@ -212,6 +213,13 @@ def crop_K(warp: Array, K: Array) -> Array:
 
 def check_frame(image_rgb_u8: npt.NDArray[np.generic], intrinsics: Intrinsics) -> None:
     """InputError unless the frame is an (H, W, 3) uint8 array of the camera's size."""
+    if not isinstance(intrinsics, Intrinsics):
+        raise InputError(
+            "intrinsics",
+            got=type(intrinsics).__name__,
+            expected="posekit.Intrinsics",
+            remedy="Make them: posekit.Intrinsics(K, width_px, height_px), or read a camera file.",
+        )
     expected = (intrinsics.height_px, intrinsics.width_px, 3)
     if not isinstance(image_rgb_u8, np.ndarray) or image_rgb_u8.dtype != np.uint8 or image_rgb_u8.shape != expected:
         got = f"{getattr(image_rgb_u8, 'shape', type(image_rgb_u8))} {getattr(image_rgb_u8, 'dtype', '')}"
@@ -232,8 +240,7 @@ def ideal_box(box_xyxy_px: Array, intrinsics: Intrinsics) -> Array:
         return _seen_as_ideal(box_xyxy_px.reshape(2, 2), intrinsics).ravel()
     ideal = _seen_as_ideal(intrinsics.ideal_or_nan(_outline(box_xyxy_px, intrinsics)), intrinsics)
     if not _in_view(ideal, intrinsics).all():
-        ideal = _seen_as_ideal(intrinsics.ideal_or_nan(_filled(box_xyxy_px)), intrinsics)
-        ideal = ideal[_in_view(ideal, intrinsics)]
+        ideal = _partly_seen(box_xyxy_px, intrinsics)
     if len(ideal) == 0:
         raise BoxError(
             Reason.BOX_BEYOND_LENS,
@@ -254,10 +261,26 @@ def _outline(box_xyxy_px: Array, intrinsics: Intrinsics) -> Array:
     return np.array(rows + [(x, y) for x in (x0, x1) for y in ((y0 + y1) / 2, cy)])
 
 
-def _filled(box_xyxy_px: Array) -> Array:
-    """(n, 2) points all over a box."""
+def _partly_seen(box_xyxy_px: Array, intrinsics: Intrinsics) -> Array:
+    """(n, 2) ideal pixels around what is in view of a box: its outline there, and the border of the view inside it.
+
+    None where that is less than a pixel.
+    """
     x0, y0, x1, y1 = box_xyxy_px.tolist()
-    return np.stack(np.meshgrid(np.linspace(x0, x1, FILLED), np.linspace(y0, y1, FILLED)), axis=-1).reshape(-1, 2)
+    across, down = np.linspace(x0, x1, OUTLINED), np.linspace(y0, y1, OUTLINED)
+    outline = np.concatenate(
+        [np.stack(np.broadcast_arrays(x, y), axis=-1) for x, y in ((across, y0), (across, y1), (x0, down), (x1, down))]
+    )
+    ideal = _seen_as_ideal(intrinsics.ideal_or_nan(outline), intrinsics)
+    angles = np.linspace(-np.pi, np.pi, VIEW_BORDER, endpoint=False)
+    directions = np.stack([np.cos(angles), np.sin(angles)], axis=-1)
+    fold = fold_towards(directions, intrinsics.distortion, intrinsics.model)
+    rays = directions * np.minimum(WITHIN * fold, np.tan(np.deg2rad(WIDEST_RAY_DEG)))[:, None]
+    border = pixels_from_rays(distort(rays, intrinsics.distortion, intrinsics.model), intrinsics.K)
+    inside = (border >= box_xyxy_px[:2]).all(axis=1) & (border <= box_xyxy_px[2:]).all(axis=1)
+    seen_border = _seen_as_ideal(pixels_from_rays(rays[inside], intrinsics.K), intrinsics)
+    around = np.concatenate([ideal[_in_view(ideal, intrinsics)], seen_border])
+    return around if len(around) and np.ptp(around, axis=0).min() >= MIN_BOX_SIDE_PX else around[:0]
 
 
 def _in_view(pixels: Array, intrinsics: Intrinsics) -> npt.NDArray[np.bool_]:

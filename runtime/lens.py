@@ -60,6 +60,11 @@ def within_fold(xy: Array, coefficients: Coefficients, model: str = "opencv") ->
     return np.asarray(far < _in_direction_of(xy, fold))
 
 
+def fold_towards(xy: Array, coefficients: Coefficients, model: str = "opencv") -> Array:
+    """How far from the axis the model is one to one, in the directions of ideal rays (..., 2)."""
+    return np.broadcast_to(_in_direction_of(xy, MODELS[model].fold(coefficients)), xy.shape[:-1])
+
+
 def folds_before(xy: Array, coefficients: Coefficients, model: str = "opencv") -> bool:
     """Whether the model folds back before it reaches some of these distorted rays (..., 2)."""
     return bool(MODELS[model].lost(xy, coefficients).any())
