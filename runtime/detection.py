@@ -31,8 +31,17 @@ class Detection:
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "box_xyxy_px", checked_box(self.box_xyxy_px))
-        if not isfinite(self.score):
-            raise InputError("detection score", got=self.score, expected="a finite number", remedy="Drop it.")
+        if not isinstance(self.object_id, (int, np.integer)) or isinstance(self.object_id, bool):
+            raise InputError(
+                "detection",
+                got=f"object id {self.object_id!r}",
+                expected="a whole number",
+                remedy="Give the object's id.",
+            )
+        if not isinstance(self.score, (int, float, np.number)) or not isfinite(self.score):
+            raise InputError("detection score", got=repr(self.score), expected="a finite number", remedy="Drop it.")
+        object.__setattr__(self, "object_id", int(self.object_id))  # NumPy's numbers are none in JSON
+        object.__setattr__(self, "score", float(self.score))
 
 
 class Reason(Enum):

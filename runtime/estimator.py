@@ -142,8 +142,7 @@ class PoseEstimator:
         """What became of every detection, in their order: its pose, or why it has none. Arguments as of `estimate`."""
         with self._alone:
             check_frame(image_rgb_u8, intrinsics)
-            if detections is None:
-                detections = self._detected(image_rgb_u8, intrinsics)
+            detections = self._detected(image_rgb_u8, intrinsics) if detections is None else list(detections)
             self._check_known(detections)
             image_rgb_u8 = np.ascontiguousarray(image_rgb_u8)  # once, not per crop
             outcomes: list[PoseEstimate | Unposed] = []
@@ -171,6 +170,14 @@ class PoseEstimator:
         return [d for d in found if d.object_id in self.object_ids]
 
     def _check_known(self, detections: Sequence[Detection]) -> None:
+        strange = [type(d).__name__ for d in detections if not isinstance(d, Detection)]
+        if strange:
+            raise InputError(
+                "detections",
+                got=f"a {strange[0]}",
+                expected="posekit.Detection",
+                remedy="Make each: posekit.Detection(object_id, score, box_xyxy_px).",
+            )
         foreign = [d.object_id for d in detections if d.object_id not in self.object_ids]
         if foreign:
             raise InputError(

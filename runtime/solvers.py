@@ -68,10 +68,11 @@ def solution_or_reason(
     """Object points (N, 3), metres, seen at ideal pixels (N, 2) of a camera K (3, 3) -> the pose, or why there is none.
 
     Not found are: too few pairs, no consensus, pairs on one line or in one pixel. Deterministic.
-    Raises InputError for arrays that do not fit or an unknown method, BackendError when its library is missing.
+    Raises InputError for arrays that do not fit, what is no camera's K, or an unknown method, BackendError when its library
+    is missing.
     """
     X, u, K_ = (np.ascontiguousarray(a, dtype=np.float64) for a in (points_m, pixels, K))
-    _check(X, u, solver)
+    _check(X, u, K_, solver)
     if len(X) < solver.min_correspondences:
         return Reason.TOO_FEW_CORRESPONDENCES
     u, K_ = without_skew(u, K_)
@@ -127,7 +128,7 @@ def _fixes_a_pose(points_m: Array, pixels: Array) -> bool:
     return bool(width > MIN_WIDTH * length and width_px > MIN_WIDTH_PX)
 
 
-def _check(points_m: Array, pixels: Array, solver: SolverEntry) -> None:
+def _check(points_m: Array, pixels: Array, K: Array, solver: SolverEntry) -> None:
     fits = points_m.ndim == 2 and points_m.shape[1:] == (3,) and pixels.shape == (len(points_m), 2)
     if not fits or not (np.isfinite(points_m).all() and np.isfinite(pixels).all()):
         raise InputError(
@@ -135,6 +136,13 @@ def _check(points_m: Array, pixels: Array, solver: SolverEntry) -> None:
             got=f"points {points_m.shape}, pixels {pixels.shape}" + ", NaN or infinity" * fits,
             expected="points (N, 3) and pixels (N, 2), finite",
             remedy="Drop pairs without a coordinate before solving.",
+        )
+    if K.shape != (3, 3) or not np.isfinite(K).all() or min(K[0, 0], K[1, 1]) <= 0 or K[1, 0] != 0:
+        raise InputError(
+            "K of correspondences",
+            got=K.tolist(),
+            expected="(3, 3) = [fx s cx; 0 fy cy; 0 0 1], pixels, positive focal lengths",
+            remedy="Pass the matrix of the camera or crop that the pixels are of.",
         )
     check_method(solver)
 

@@ -147,6 +147,26 @@ def test_bad_input_is_refused(
         assert len(estimator.estimate(frame(), CAMERA, [Detection(1, 0.9, BOX)])) == 1  # and it still works
 
 
+def test_a_detection_is_of_plain_numbers() -> None:
+    """A user's detector gives NumPy's, which JSON lines cannot hold."""
+    found = Detection(np.int64(1), np.float32(0.5), BOX)  # type: ignore[arg-type]
+    assert (type(found.object_id), type(found.score)) == (int, float)
+    for object_id, score in (("1", 0.9), (1.0, 0.9), (True, 0.9), (1, "0.9"), (1, None), (1, np.nan)):
+        with pytest.raises(InputError, match="detection"):
+            Detection(object_id, score, BOX)  # type: ignore[arg-type]
+
+
+def test_what_is_no_detection_or_no_camera_is_said(toy_bundle: Write) -> None:
+    with Bundle(toy_bundle()) as bundle, PoseEstimator(bundle) as estimator:
+        with pytest.raises(InputError, match=r"detections: got a list, expected posekit\.Detection"):
+            estimator.estimate(frame(), CAMERA, [[40.0, 40, 60, 60]])  # type: ignore[list-item]
+        for camera in (None, CAMERA.K):
+            with pytest.raises(InputError, match=r"expected posekit\.Intrinsics"):
+                estimator.estimate(frame(), camera, [])  # type: ignore[arg-type]
+        some = (Detection(1, 0.9, BOX) for _ in range(2))
+        assert len(estimator.estimate(frame(), CAMERA, some)) == 2  # type: ignore[arg-type]
+
+
 OUTSIDE, THIN = BOX + 500, np.array([40.0, 40, 40.5, 60])
 BARREL = replace(CAMERA, distortion=(-0.9, 0.0, 0.0, 0.0))  # the farthest a ray gets is 0.406 from the axis
 

@@ -205,6 +205,9 @@ def test_nan_and_shapes_are_refused() -> None:
     for bad in ((X[:9], u), (X, u[:, :1]), (np.where(X > 0, np.nan, X), u), (X, u + np.inf)):
         with pytest.raises(InputError, match="correspondences"):
             pose_from_correspondences(*bad, K, SOLVER)
+    for k in (K * np.nan, K[:2], np.diag([0.0, 600, 1]), np.diag([-600.0, 600, 1])):
+        with pytest.raises(InputError, match="K of correspondences"):
+            pose_from_correspondences(X, u, k, SOLVER)
     with pytest.raises(InputError, match="one of p3p-ransac"):
         pose_from_correspondences(X, u, K, replace(SOLVER, method="magic"))
 
