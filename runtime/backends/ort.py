@@ -156,13 +156,21 @@ def _loadable(model: bytes | memoryview | Path) -> Iterator[str | bytes]:
     descriptor = _memory_file() if len(model) >= MEMFD_FROM_BYTES else None
     if descriptor is None:
         yield bytes(model)
-    else:
-        try:
-            with open(descriptor, "wb", closefd=False) as file:
-                file.write(model)
-            yield f"/proc/self/fd/{descriptor}"
-        finally:
-            os.close(descriptor)
+        return
+    try:
+        yield f"/proc/self/fd/{descriptor}" if _is_written(descriptor, model) else bytes(model)
+    finally:
+        os.close(descriptor)
+
+
+def _is_written(descriptor: int, model: bytes | memoryview) -> bool:
+    """Write a file in memory; False where a limit on the size of files forbids it."""
+    try:
+        with open(descriptor, "wb", closefd=False) as file:
+            file.write(model)
+    except OSError:
+        return False
+    return True
 
 
 def _memory_file() -> int | None:

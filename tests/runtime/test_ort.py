@@ -85,6 +85,13 @@ def test_a_big_graph_loads_whether_or_not_there_are_memory_files(system: str, mo
     assert len(made) == (system == "C library alone")
 
 
+def test_a_big_graph_loads_where_no_file_may_grow(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A limit on the size of files (ulimit -f) holds for files in memory too."""
+    monkeypatch.setattr(ort, "_memory_file", lambda: os.open("/dev/full", os.O_WRONLY))
+    session = OrtSession(double_graph(padding=ort.MEMFD_FROM_BYTES), threads=1)
+    np.testing.assert_array_equal(session.run({"x": np.ones((1, 3), np.float32)})["y"], [[2, 2, 2]])
+
+
 @pytest.mark.parametrize(
     "feed",
     [{}, {"x": np.ones((1, 4), np.float32)}, {"x": np.ones((1, 3))}, {"z": np.ones((1, 3), np.float32)}],
