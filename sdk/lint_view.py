@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from posekit.render import PIPED_WIDTH, show_rows
+from posekit.render import PIPED_WIDTH, counted, show_rows
 
 if TYPE_CHECKING:
     from posekit.export.lint import Finding
@@ -29,8 +29,8 @@ def show_lint(path: Path, graphs: Sequence[LintedGraph], targets: Sequence[str])
         if graph.findings:
             _show_graph(graph, targets)
     summary = lint_summary(path, graphs, targets)
-    counts = f"{_counted(summary['errors'], 'error')}, {_counted(summary['warnings'], 'warning')}"
-    where = f"{_counted(len(graphs), 'graph')}, {sum(graph.nodes for graph in graphs)} nodes"
+    counts = f"{counted(summary['errors'], 'error')}, {counted(summary['warnings'], 'warning')}"
+    where = f"{counted(len(graphs), 'graph')}, {sum(graph.nodes for graph in graphs)} nodes"
     print(f"\n{path}: {counts} in {where}, for {', '.join(targets)}")
     show_rows("", (), (), then=[_next_command(path, summary)])
 
@@ -85,7 +85,3 @@ def _concerned(finding: Finding, asked: Sequence[str]) -> str:
     every = [target for target in finding.targets if target.startswith(TENSORRT)]
     named = [target for target in finding.targets if target not in every]
     return ", ".join((["TensorRT"] if len(every) == TENSORRT_TARGETS else every) + named)
-
-
-def _counted(count: int, noun: str) -> str:
-    return f"{count} {noun}{'' if count == 1 else 's'}"

@@ -268,15 +268,20 @@ def _at_best(figures: CeilingFigures) -> str:
     return f"{figures.recall_add:.0%} ADD 0.1 d (p50 {figures.rotation_p50_deg:.1f} deg, {figures.translation_p50_mm:.0f} mm)"
 
 
+def counted(count: int, noun: str) -> str:
+    """ "1 pose", "2 poses"."""
+    return f"{count} {noun}{'' if count == 1 else 's'}"
+
+
 def show_run(request: RunRequest, outcome: RunOutcome) -> None:
     """Counts, what ran where, time per stage, accuracy, files, and what to try next."""
-    _line(f"[bold]{outcome.n_estimates}[/] poses in {outcome.n_frames} frames")
+    _line(f"[bold]{counted(outcome.n_estimates, 'pose')}[/] in {counted(outcome.n_frames, 'frame')}")
     if outcome.reasons:
         counts = ", ".join(f"{count} {reason}" for reason, count in outcome.reasons.items())
-        _line(f"{outcome.n_detections - outcome.n_estimates} detections without a pose: {counts}")
+        _line(f"{counted(outcome.n_detections - outcome.n_estimates, 'detection')} without a pose: {counts}")
     if outcome.left_out:
         counts = ", ".join(f"{count} of object {object_id}" for object_id, count in outcome.left_out.items())
-        _line(f"left out, because path {outcome.path} does not know them: {counts} boxes")
+        _line(f"boxes left out, of objects that path {outcome.path} does not know: {counts}")
     _line(f"path [bold]{outcome.path}[/] on {'; '.join(outcome.backends)}")
     times = [(name, f"{t.p50_ms:.2f}", f"{t.p95_ms:.2f}", str(t.n)) for name, t in outcome.timings.items()]
     _table("time per frame, wall clock, first frame included", ("stage", "p50 ms", "p95 ms", "frames"), times)

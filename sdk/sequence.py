@@ -242,7 +242,8 @@ def _frame_result(estimator: PoseEstimator, profiler: StageProfiler, frame: Fram
         detections = [d for d in given if d.object_id in estimator.object_ids]
         outcomes = estimator.outcomes(frame.image_rgb_u8, frame.intrinsics, detections)
     except PosekitError as error:
-        raise _with(error, what=f"frame {frame.name}: {error.what}") from error
+        where = f"frame {frame.name}"
+        raise (error if error.what.startswith(where) else _with(error, what=f"{where}: {error.what}")) from error
     time_s = (time.perf_counter_ns() - start_ns) / 1e9
     stages_s = {name: sum(ns) / 1e9 for name, ns in profiler.samples_ns.items()}
     left_out = [d for d in given if d.object_id not in estimator.object_ids]

@@ -234,7 +234,7 @@ def test_run_refuses_options_that_do_not_fit(bundle: Path, images: Path, data_se
     assert "suffix '.txt'" in refused(*run, "-o", tmp_path / "poses.txt")
     assert "one of direct" in refused(*run, "--path", "other")
     assert "no ground truth" in refused(*run, "--gt")
-    assert "frame 0.png" in refused(*run[:-1], "gt")
+    assert refused(*run[:-1], "gt").count("frame 0.png") == 1
     assert "backend" in refused(*run, "--backend", "abacus", code=3)
     assert "Leave the camera file out" in refused("run", bundle, data_set, "--camera", tmp_path / "cam.json")
     (tmp_path / "file").write_text("")
