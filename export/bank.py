@@ -41,6 +41,7 @@ Progress = Callable[[int, int], None]
 DISTANCE_DIAMETERS = 4.5  # a 20 cm object seen from 90 cm
 FILL = 0.9  # of the template camera's side that the object's circumscribed sphere covers
 OVERSIZE = 1.25  # template image per crop: the box of a slender view is enlarged to the crop
+OPAQUE = 255
 BATCH = 32
 DIRECTIONS = 642  # 5 degrees to the next: a sphere's box is 0.1 % too small, a box's is exact
 IN_MEMORY_BYTES = 256 << 20
@@ -167,13 +168,15 @@ def templates(
     """Rendered views, object centre on the optical axis. ExportError for a view that shows nothing."""
     renderer, lighting = Renderer({0: model}), headlight()
     t_m = np.array([0.0, 0.0, distance_m])
-    upright: tuple[Image, npt.NDArray[np.bool_], Array] | None = None
+    upright: tuple[Image, Array] | None = None
     for index, R in enumerate(rotations):
         if upright is None or recipe.in_plane == "render" or index % recipe.in_plane_steps == 0:
             centred = Pose(R, t_m - R @ model.bbox_centre_m)
             rendering = renderer.render([(0, centred)], camera, recipe.supersample)
-            upright = shade(rendering, lighting), rendering.mask, R
-        image, mask = _turned(*upright, R, camera)
+            alpha = np.where(rendering.mask, OPAQUE, 0).astype(np.uint8)
+            upright = np.dstack([shade(rendering, lighting), alpha]), R
+        turned = _turned(*upright, R, camera)
+        image, mask = np.asarray(cv2.cvtColor(turned, cv2.COLOR_RGBA2RGB), np.uint8), turned[..., 3] > OPAQUE // 2
         yield Template(image, mask, R, template_box(mask, f"view {index}"))
 
 
@@ -226,19 +229,15 @@ def _cropped(
     return np.stack([c.pixels for c in cut]), np.stack(weights)
 
 
-def _turned(
-    image: Image, mask: npt.NDArray[np.bool_], R_from: Array, R_to: Array, camera: Intrinsics
-) -> tuple[Image, npt.NDArray[np.bool_]]:
-    """A picture turned about the optical axis, from one in-plane rotation to another."""
+def _turned(image_rgba_u8: Image, R_from: Array, R_to: Array, camera: Intrinsics) -> Image:
+    """A picture (H, W, 4) turned about the optical axis, from one in-plane rotation to another."""
     if R_from is R_to:
-        return image, mask
+        return image_rgba_u8
     turn = (R_to @ R_from.T)[:2, :2]
     centre = camera.K[:2, 2]
     warp = np.hstack([turn, (centre - turn @ centre)[:, None]])
     size = (camera.width_px, camera.height_px)
-    turned = np.asarray(cv2.warpAffine(image, warp, size, flags=cv2.INTER_LINEAR), np.uint8)
-    alpha = cv2.warpAffine(mask.astype(np.float32), warp, size, flags=cv2.INTER_LINEAR)
-    return turned, np.asarray(alpha > 0.5)
+    return np.asarray(cv2.warpAffine(image_rgba_u8, warp, size, flags=cv2.INTER_LINEAR), np.uint8)
 
 
 def _descriptor_shape(embedder: Session, crop_wh_px: tuple[int, int]) -> tuple[int, int]:
