@@ -311,8 +311,9 @@ def shaded_linear(rendering: Rendering, lighting: Lighting, light_visibility: Fl
     """
     mask = rendering.mask
     normal = rendering.normal_cam[mask]
-    to_eye = -ray_map(rendering.intrinsics)[mask].astype(np.float32)
-    to_eye /= np.sqrt(np.einsum("nc,nc->n", to_eye, to_eye))[:, None]
+    if lighting.specular > 0:
+        to_eye = -ray_map(rendering.intrinsics)[mask].astype(np.float32)
+        to_eye /= np.sqrt(np.einsum("nc,nc->n", to_eye, to_eye))[:, None]
     diffuse = np.broadcast_to(lighting.ambient.astype(np.float32), normal.shape).copy()
     gloss = np.zeros_like(diffuse)
     for k, (towards, colour) in enumerate(zip(lighting.to_light, lighting.colours, strict=True)):
@@ -332,7 +333,10 @@ def shaded_linear(rendering: Rendering, lighting: Lighting, light_visibility: Fl
 
 def shade(rendering: Rendering, lighting: Lighting) -> Image:
     """(H, W, 3) uint8 picture of a rendering, black where there is nothing."""
-    return encoded(shaded_linear(rendering, lighting))
+    mask = rendering.mask
+    picture = np.zeros(rendering.normal_cam.shape, np.uint8)
+    picture[mask] = encoded(shaded_linear(rendering, lighting)[mask])
+    return picture
 
 
 def encoded(linear: Floats) -> Image:
