@@ -9,11 +9,12 @@ import math
 import os
 import tempfile
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from itertools import islice
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import cv2
 import numpy as np
@@ -37,6 +38,7 @@ from posekit.runtime.records import json_from_record
 from posekit.runtime.session import Session
 
 Progress = Callable[[int, int], None]
+T = TypeVar("T")
 
 DISTANCE_DIAMETERS = 4.5  # a 20 cm object seen from 90 cm
 FILL = 0.9  # of the template camera's side that the object's circumscribed sphere covers
@@ -94,14 +96,16 @@ def build_bank(
     with _scratch((count, places, channels), DTYPES[recipe.precision], path.parent) as descriptors:
         weights, boxes = np.empty(count, np.float32), np.empty((count, 4), np.float32)
         views = templates(model, rotations, camera, distance_m, recipe)
+
+        def next_cut() -> _Cut | None:
+            return _cropped(list(islice(views, BATCH)), camera, crop_preset, places)
+
         done = 0
-        while chunk := list(islice(views, BATCH)):
-            at = slice(done, done + len(chunk))
-            pixels, by_place = _cropped(chunk, camera, crop_preset, places)
-            seen = _finite(embedder.run({"crops": pixels})["descriptors"], at.start) * (by_place > 0)[..., None]
-            descriptors[at], weights[at] = seen, by_place.max(axis=1)
-            boxes[at] = [view.box_xyxy_px for view in chunk]
-            done += len(chunk)
+        for cut in _one_ahead(next_cut):
+            at = slice(done, done + len(cut.boxes))
+            seen = _finite(embedder.run({"crops": cut.pixels})["descriptors"], done) * (cut.weights > 0)[..., None]
+            descriptors[at], weights[at], boxes[at] = seen, cut.weights.max(axis=1), cut.boxes
+            done = at.stop
             progress(done, count)
         arrays = matched_arrays(descriptors, weights, recipe.search) | {
             "R": rotations.astype(np.float32),
@@ -220,13 +224,31 @@ def grid_wh(places: int, wh_px: tuple[int, int]) -> tuple[int, int]:
     return columns, places // columns
 
 
-def _cropped(
-    views: list[Template], camera: Intrinsics, preset: CropPreset, places: int
-) -> tuple[Image, npt.NDArray[np.float32]]:
-    """(crops (B, S, S, 3), weights (B, L)) through the one crop function."""
+@dataclass(frozen=True, eq=False)
+class _Cut:
+    """Views as the embedder takes them. pixels: (B, h, w, 3).  weights: (B, L).  boxes: (B, 4)."""
+
+    pixels: Image
+    weights: npt.NDArray[np.float32]
+    boxes: Array
+
+
+def _cropped(views: list[Template], camera: Intrinsics, preset: CropPreset, places: int) -> _Cut | None:
+    """Through the one crop function. None of none."""
+    if not views:
+        return None
     cut = [crop(view.image_rgb_u8, view.box_xyxy_px, camera, preset) for view in views]
     weights = [place_weights(v.mask, c.warp, preset.wh_px, places) for v, c in zip(views, cut, strict=True)]
-    return np.stack([c.pixels for c in cut]), np.stack(weights)
+    return _Cut(np.stack([c.pixels for c in cut]), np.stack(weights), np.stack([v.box_xyxy_px for v in views]))
+
+
+def _one_ahead(make: Callable[[], T | None]) -> Iterator[T]:
+    """What `make` returns until that is None. The next is made in a thread while this one is used."""
+    with ThreadPoolExecutor(1) as ahead:
+        following = ahead.submit(make)
+        while (current := following.result()) is not None:
+            following = ahead.submit(make)
+            yield current
 
 
 def _turned(image_rgba_u8: Image, R_from: Array, R_to: Array, camera: Intrinsics) -> Image:
