@@ -9,11 +9,12 @@ import math
 import os
 import tempfile
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from itertools import islice
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import cv2
 import numpy as np
@@ -37,10 +38,12 @@ from posekit.runtime.records import json_from_record
 from posekit.runtime.session import Session
 
 Progress = Callable[[int, int], None]
+T = TypeVar("T")
 
 DISTANCE_DIAMETERS = 4.5  # a 20 cm object seen from 90 cm
 FILL = 0.9  # of the template camera's side that the object's circumscribed sphere covers
 OVERSIZE = 1.25  # template image per crop: the box of a slender view is enlarged to the crop
+OPAQUE = 255
 BATCH = 32
 DIRECTIONS = 642  # 5 degrees to the next: a sphere's box is 0.1 % too small, a box's is exact
 IN_MEMORY_BYTES = 256 << 20
@@ -93,14 +96,16 @@ def build_bank(
     with _scratch((count, places, channels), DTYPES[recipe.precision], path.parent) as descriptors:
         weights, boxes = np.empty(count, np.float32), np.empty((count, 4), np.float32)
         views = templates(model, rotations, camera, distance_m, recipe)
+
+        def next_cut() -> _Cut | None:
+            return _cropped(list(islice(views, BATCH)), camera, crop_preset, places)
+
         done = 0
-        while chunk := list(islice(views, BATCH)):
-            at = slice(done, done + len(chunk))
-            pixels, by_place = _cropped(chunk, camera, crop_preset, places)
-            seen = _finite(embedder.run({"crops": pixels})["descriptors"], at.start) * (by_place > 0)[..., None]
-            descriptors[at], weights[at] = seen, by_place.max(axis=1)
-            boxes[at] = [view.box_xyxy_px for view in chunk]
-            done += len(chunk)
+        for cut in _one_ahead(next_cut):
+            at = slice(done, done + len(cut.boxes))
+            seen = _finite(embedder.run({"crops": cut.pixels})["descriptors"], done) * (cut.weights > 0)[..., None]
+            descriptors[at], weights[at], boxes[at] = seen, cut.weights.max(axis=1), cut.boxes
+            done = at.stop
             progress(done, count)
         arrays = matched_arrays(descriptors, weights, recipe.search) | {
             "R": rotations.astype(np.float32),
@@ -167,13 +172,15 @@ def templates(
     """Rendered views, object centre on the optical axis. ExportError for a view that shows nothing."""
     renderer, lighting = Renderer({0: model}), headlight()
     t_m = np.array([0.0, 0.0, distance_m])
-    upright: tuple[Image, npt.NDArray[np.bool_], Array] | None = None
+    upright: tuple[Image, Array] | None = None
     for index, R in enumerate(rotations):
         if upright is None or recipe.in_plane == "render" or index % recipe.in_plane_steps == 0:
             centred = Pose(R, t_m - R @ model.bbox_centre_m)
             rendering = renderer.render([(0, centred)], camera, recipe.supersample)
-            upright = shade(rendering, lighting), rendering.mask, R
-        image, mask = _turned(*upright, R, camera)
+            alpha = np.where(rendering.mask, OPAQUE, 0).astype(np.uint8)
+            upright = np.dstack([shade(rendering, lighting), alpha]), R
+        turned = _turned(*upright, R, camera)
+        image, mask = np.asarray(cv2.cvtColor(turned, cv2.COLOR_RGBA2RGB), np.uint8), turned[..., 3] > OPAQUE // 2
         yield Template(image, mask, R, template_box(mask, f"view {index}"))
 
 
@@ -217,28 +224,42 @@ def grid_wh(places: int, wh_px: tuple[int, int]) -> tuple[int, int]:
     return columns, places // columns
 
 
-def _cropped(
-    views: list[Template], camera: Intrinsics, preset: CropPreset, places: int
-) -> tuple[Image, npt.NDArray[np.float32]]:
-    """(crops (B, S, S, 3), weights (B, L)) through the one crop function."""
+@dataclass(frozen=True, eq=False)
+class _Cut:
+    """Views as the embedder takes them. pixels: (B, h, w, 3).  weights: (B, L).  boxes: (B, 4)."""
+
+    pixels: Image
+    weights: npt.NDArray[np.float32]
+    boxes: Array
+
+
+def _cropped(views: list[Template], camera: Intrinsics, preset: CropPreset, places: int) -> _Cut | None:
+    """Through the one crop function. None of none."""
+    if not views:
+        return None
     cut = [crop(view.image_rgb_u8, view.box_xyxy_px, camera, preset) for view in views]
     weights = [place_weights(v.mask, c.warp, preset.wh_px, places) for v, c in zip(views, cut, strict=True)]
-    return np.stack([c.pixels for c in cut]), np.stack(weights)
+    return _Cut(np.stack([c.pixels for c in cut]), np.stack(weights), np.stack([v.box_xyxy_px for v in views]))
 
 
-def _turned(
-    image: Image, mask: npt.NDArray[np.bool_], R_from: Array, R_to: Array, camera: Intrinsics
-) -> tuple[Image, npt.NDArray[np.bool_]]:
-    """A picture turned about the optical axis, from one in-plane rotation to another."""
+def _one_ahead(make: Callable[[], T | None]) -> Iterator[T]:
+    """What `make` returns until that is None. The next is made in a thread while this one is used."""
+    with ThreadPoolExecutor(1) as ahead:
+        following = ahead.submit(make)
+        while (current := following.result()) is not None:
+            following = ahead.submit(make)
+            yield current
+
+
+def _turned(image_rgba_u8: Image, R_from: Array, R_to: Array, camera: Intrinsics) -> Image:
+    """A picture (H, W, 4) turned about the optical axis, from one in-plane rotation to another."""
     if R_from is R_to:
-        return image, mask
+        return image_rgba_u8
     turn = (R_to @ R_from.T)[:2, :2]
     centre = camera.K[:2, 2]
     warp = np.hstack([turn, (centre - turn @ centre)[:, None]])
     size = (camera.width_px, camera.height_px)
-    turned = np.asarray(cv2.warpAffine(image, warp, size, flags=cv2.INTER_LINEAR), np.uint8)
-    alpha = cv2.warpAffine(mask.astype(np.float32), warp, size, flags=cv2.INTER_LINEAR)
-    return turned, np.asarray(alpha > 0.5)
+    return np.asarray(cv2.warpAffine(image_rgba_u8, warp, size, flags=cv2.INTER_LINEAR), np.uint8)
 
 
 def _descriptor_shape(embedder: Session, crop_wh_px: tuple[int, int]) -> tuple[int, int]:

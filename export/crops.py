@@ -4,10 +4,11 @@ are judged on. No frame is both.
 
 from __future__ import annotations
 
-import math
 from collections import Counter
 from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
+
+import numpy as np
 
 from posekit.calibration.feeds import CalibrationSource, CropFeeds, ImageFeeds, recorded_frames
 from posekit.calibration.fitness import Fitness, fitness_of
@@ -82,37 +83,38 @@ def calibration_images(recipe: ExportRecipe, detector: DetectorEntry, inputs: tu
 
 
 def labelled_frames(recipe: ExportRecipe, most: int) -> list[tuple[Frame, list[Detection]]]:
-    """At most so many frames of the calibration's, spread evenly, with the boxes in them."""
-    entry = recipe.calibration
-    assert entry is not None  # the recipe's cross-check
-    boxes = _boxes(recipe, entry, None)
-    frames = recorded_frames(recipe.resolve(entry.source), _intrinsics(recipe, entry))()
-    step = max(1, math.ceil((frames.count or most) / most))
-    try:
-        some = [frame for frame in frames if frame.index % step == 0]
-    finally:
-        frames.close()
-    return [(frame, boxes(frame)) for frame in some]
+    """At most so many frames of those that are calibrated on, spread evenly, with the boxes in them."""
+    return _spread(recipe, most, None, 2 if _one_source(recipe) else 1)
 
 
 def frames_with(recipe: ExportRecipe, object_ids: Collection[int], most: int) -> list[tuple[Frame, list[Detection]]]:
     """At most so many frames of the calibration's that show one of the objects, spread evenly, with the boxes of these."""
+    return _spread(recipe, most, object_ids, 1)
+
+
+def _spread(
+    recipe: ExportRecipe, most: int, object_ids: Collection[int] | None, every: int
+) -> list[tuple[Frame, list[Detection]]]:
+    """object_ids: frames without any of these are passed over.  every: the calibration's are every so many frames."""
     entry = recipe.calibration
     assert entry is not None  # the recipe's cross-check
     boxes = _boxes(recipe, entry, None)
     frames = recorded_frames(recipe.resolve(entry.source), _intrinsics(recipe, entry))()
-    step = max(1, (frames.count or most) // most)
+    step = every * max(1, (frames.count or most) // (every * most))
     found: list[tuple[Frame, list[Detection]]] = []
     try:
         for frame in frames:
-            if len(found) == most:
-                break
-            shown = [box for box in boxes(frame) if box.object_id in object_ids] if frame.index % step == 0 else []
-            if shown:
+            if frame.index % step != CALIBRATION:
+                continue
+            shown = [box for box in boxes(frame) if object_ids is None or box.object_id in object_ids]
+            if shown or object_ids is None:
                 found.append((frame, shown))
+            if len(found) == 2 * most:  # more only where the source does not know how many it has
+                break
     finally:
         frames.close()
-    return found
+    chosen = np.linspace(0, len(found) - 1, min(most, len(found))).round().astype(int)
+    return [found[index] for index in chosen]
 
 
 def measured_crops_per_pass(recipe: ExportRecipe, object_ids: Collection[int]) -> tuple[int, int, int]:

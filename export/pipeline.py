@@ -309,16 +309,18 @@ def _add_rejection(draft: _Draft) -> None:
 
 
 def _rejection(draft: _Draft, bundle: Bundle, name: str, rate: float) -> RejectionReport:
-    recipe, path, objects = draft.inputs.recipe, draft.paths[name], draft.inputs.objects
+    recipe, path = draft.inputs.recipe, draft.paths[name]
+    models = {i: row.model for i, row in draft.inputs.objects.items()}
+    of, recorded = "rendered", None
     if recipe.calibration is not None:
-        frames = labelled_frames(recipe, MOST_FRAMES)
-        return calibrated_rejection(bundle, name, frames, rate, "recorded")
-    models = {i: row.model for i, row in objects.items()}
+        of, recorded = "recorded", labelled_frames(recipe, MOST_FRAMES)
     members = [bundle.manifest.files[member].sha256 for member in path.banks.values()]
-    inputs = {"banks": fingerprint(members, path, rate), "models": fingerprint(models), "code": code()}
+    frames = fingerprint(models if recorded is None else recorded)  # frames follow from models where they are rendered
+    inputs = {"banks": fingerprint(members, path, rate), of: frames, "code": code()}
 
     def made() -> RejectionReport:
-        return calibrated_rejection(bundle, name, rendered_frames(models, path.object_ids), rate, "rendered")
+        frames = rendered_frames(models, path.object_ids) if recorded is None else recorded
+        return calibrated_rejection(bundle, name, frames, rate, of)
 
     return draft.steps.result(RejectionReport, f"rejection of {name}", inputs, made)
 

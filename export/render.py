@@ -179,13 +179,16 @@ class Renderer:
         directions = pixels[ray, :1] * along_u + (pixels[ray, 1:] * along_v + one)
         points = cam_from_obj.inverse().t_m + depth[:, None] * directions
         return _Hits(
+            **vars(self._surface(object_id, face, u, v)),
             ray=ray,
             depth_m=depth.astype(np.float32),
             points_obj_m=points.astype(np.float32),
             directions_obj=directions.astype(np.float32),
-            corners=self.models[object_id].faces[face],
-            weights=np.stack([1 - u - v, u, v], axis=-1).astype(np.float32),
         )
+
+    def _surface(self, object_id: int, face: npt.NDArray[np.intp], u: Array, v: Array) -> _Surface:
+        weights = np.stack([1 - u - v, u, v], axis=-1).astype(np.float32)
+        return _Surface(self.models[object_id].faces[face], weights)
 
     def _normals(self, object_id: int, cam_from_obj: Pose, hits: _Hits) -> Floats:
         normals = hits.interpolated(self.models[object_id].normals)
@@ -214,19 +217,19 @@ class Renderer:
         total = np.zeros((len(pixels), 3), np.float32)
         count = np.zeros(len(pixels), np.float32)
         for shift in shifts:
-            sub = self._hits(object_id, cam_from_obj, intrinsics, pixels + shift)
-            total[sub.ray] += self._colours(object_id, sub, level)
-            count[sub.ray] += 1
+            ray, _, face, u, v = self._scenes[object_id].first_hits(pixels + shift, cam_from_obj, intrinsics)
+            total[ray] += self._colours(object_id, self._surface(object_id, face, u, v), level)
+            count[ray] += 1
         missed = count == 0  # a sliver thinner than the sub-pixel grid: only the centre ray met it
         if missed.any():
             total[missed] = self._colours(object_id, hits.subset(missed), level)
         return np.asarray(total / np.maximum(count, 1)[:, None] + 0.5, np.float32).astype(np.uint8)
 
-    def _colours(self, object_id: int, hits: _Hits, level: int) -> Image:
+    def _colours(self, object_id: int, at: _Surface, level: int) -> Image:
         model = self.models[object_id]
         if model.texture is not None:
-            return model.texture.lookup(hits.interpolated(model.texture.uv), level)
-        return (hits.interpolated(model.colours_rgb_u8) + 0.5).astype(np.uint8)
+            return model.texture.lookup(at.interpolated(model.texture.uv), level)
+        return (at.interpolated(model.colours_rgb_u8) + 0.5).astype(np.uint8)
 
     def _mip_level(self, object_id: int, hits: _Hits, intrinsics: Intrinsics, supersample: int) -> int:
         rays_per_m = supersample * float(intrinsics.K[0, 0]) / float(np.median(hits.depth_m))
@@ -234,22 +237,28 @@ class Renderer:
 
 
 @dataclass(frozen=True, eq=False)
-class _Hits:
-    ray: npt.NDArray[np.intp]
-    depth_m: Floats
-    points_obj_m: Floats
-    directions_obj: Floats
+class _Surface:
+    """Points of a mesh. corners: (N, 3) vertices of their faces.  weights: (N, 3) of these."""
+
     corners: npt.NDArray[np.int32]
     weights: Floats
-
-    def subset(self, chosen: npt.NDArray[np.bool_]) -> _Hits:
-        return _Hits(**{name: getattr(self, name)[chosen] for name in self.__dataclass_fields__})
 
     def interpolated(self, per_vertex: npt.NDArray[Any]) -> Floats:
         """(V, C) -> (N, C) float32."""
         a, b, c = (per_vertex[self.corners[:, k]] for k in range(3))
         w = self.weights
         return np.asarray(w[:, :1] * a + w[:, 1:2] * b + w[:, 2:] * c, np.float32)
+
+
+@dataclass(frozen=True, eq=False)
+class _Hits(_Surface):
+    ray: npt.NDArray[np.intp]
+    depth_m: Floats
+    points_obj_m: Floats
+    directions_obj: Floats
+
+    def subset(self, chosen: npt.NDArray[np.bool_]) -> _Hits:
+        return _Hits(**{name: getattr(self, name)[chosen] for name in self.__dataclass_fields__})
 
 
 def projected_window(model: ObjectModel, cam_from_obj: Pose, intrinsics: Intrinsics) -> tuple[slice, slice] | None:
@@ -302,8 +311,9 @@ def shaded_linear(rendering: Rendering, lighting: Lighting, light_visibility: Fl
     """
     mask = rendering.mask
     normal = rendering.normal_cam[mask]
-    to_eye = -ray_map(rendering.intrinsics)[mask].astype(np.float32)
-    to_eye /= np.sqrt(np.einsum("nc,nc->n", to_eye, to_eye))[:, None]
+    if lighting.specular > 0:
+        to_eye = -ray_map(rendering.intrinsics)[mask].astype(np.float32)
+        to_eye /= np.sqrt(np.einsum("nc,nc->n", to_eye, to_eye))[:, None]
     diffuse = np.broadcast_to(lighting.ambient.astype(np.float32), normal.shape).copy()
     gloss = np.zeros_like(diffuse)
     for k, (towards, colour) in enumerate(zip(lighting.to_light, lighting.colours, strict=True)):
@@ -323,7 +333,10 @@ def shaded_linear(rendering: Rendering, lighting: Lighting, light_visibility: Fl
 
 def shade(rendering: Rendering, lighting: Lighting) -> Image:
     """(H, W, 3) uint8 picture of a rendering, black where there is nothing."""
-    return encoded(shaded_linear(rendering, lighting))
+    mask = rendering.mask
+    picture = np.zeros(rendering.normal_cam.shape, np.uint8)
+    picture[mask] = encoded(shaded_linear(rendering, lighting)[mask])
+    return picture
 
 
 def encoded(linear: Floats) -> Image:

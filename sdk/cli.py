@@ -489,7 +489,7 @@ def bank_build(
     """Rebuild one object's bank in a bundle, with the bundle's own embedder. Another object's mesh is refused."""
     from posekit import render
 
-    with render.progress("embedding views") as update:
+    with render.progress("rendering and embedding views") as update:
         from posekit.bank_build import BankRequest, SymmetryWish, rebuild_bank
 
         wish = SymmetryWish(tuple(symmetry or ()), models_info)
@@ -518,7 +518,7 @@ def bank_add(
     """Add an object to a bundle: its mesh, its facts, and a bank of it, whose own views have to be found again."""
     from posekit import render
 
-    with render.progress("embedding views") as update:
+    with render.progress("rendering and embedding views, then finding new ones again") as update:
         from posekit.bank_build import BankRequest, SymmetryWish, add_object
 
         wish = SymmetryWish(tuple(symmetry or ()), models_info)

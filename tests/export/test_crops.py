@@ -8,7 +8,13 @@ from pathlib import Path
 import pytest
 from recordings import write_recording
 
-from posekit.export.crops import measured_crops_per_pass, search_samples, verification_samples
+from posekit.export.crops import (
+    frames_with,
+    labelled_frames,
+    measured_crops_per_pass,
+    search_samples,
+    verification_samples,
+)
 from posekit.export.recipe import CropsRecipe, ExportRecipe
 from posekit.runtime.errors import EngineError
 
@@ -57,3 +63,24 @@ def test_a_search_is_on_no_more_crops_than_it_can_run_often(tmp_path: Path, monk
     monkeypatch.setattr("posekit.export.crops.SEARCH_CROPS", 4)
     write_recording(tmp_path / "recording", FRAMES)
     assert len(search_samples(recipe(tmp_path, calibration=CropsRecipe("recording")), {1})) == 4
+
+
+def test_frames_are_spread_over_those_that_are_calibrated_on(crowded: Path) -> None:
+    """As many as were asked for, from the first to the last; frames without an object show backgrounds."""
+    write_recording(crowded / "other", 1)
+    section = CropsRecipe("recording")
+    shared = recipe(crowded, calibration=section)
+    apart = recipe(crowded, calibration=section, verification=CropsRecipe("other"))
+    seen = [(frame.index, len(boxes)) for frame, boxes in labelled_frames(shared, FRAMES)]
+    assert seen == [(0, 1), (2, 3), (4, 5), (6, 0), (8, 0), (10, 0)]
+    assert [frame.index for frame, _ in labelled_frames(shared, 4)] == [0, 4, 6, 10]
+    assert [frame.index for frame, _ in labelled_frames(apart, FRAMES)] == list(range(FRAMES))
+
+
+def test_frames_with_an_object_are_spread_over_those_that_show_it(crowded: Path) -> None:
+    section = recipe(crowded, calibration=CropsRecipe("recording"))
+    assert [(frame.index, len(boxes)) for frame, boxes in frames_with(section, {1}, 12)] == [
+        (i, i + 1) for i in range(6)
+    ]
+    assert [frame.index for frame, _ in frames_with(section, {1}, 6)] == [0, 2, 4]
+    assert frames_with(section, {2}, 12) == []

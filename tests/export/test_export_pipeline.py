@@ -9,12 +9,14 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import cv2
 import numpy as np
 import onnx
 import pytest
 import torch
 import trimesh
 from onnx import helper, numpy_helper
+from recordings import write_recording
 from safetensors.torch import save_file
 
 from posekit.bank_build import BankRequest, SymmetryWish, add_object, rebuild_bank, symmetries_from_wish
@@ -397,6 +399,23 @@ def test_every_role_in_one_bundle(folder: Path) -> None:
             assert {d.object_id for d in estimator.detect(image, CAMERA)} <= {4}
         with PoseEstimator(bundle, path="dense") as estimator:
             assert len(estimator.estimate(image, CAMERA, [detection])) <= 1
+
+
+def test_a_threshold_from_a_recording_is_a_step_that_is_kept(folder: Path) -> None:
+    """Made again for other frames; the half that variants are judged on is none of them."""
+    section = '[calibration]\nsource = "recording"\n'
+    recording = write_recording(folder / "recording", 40, object_id=4)
+    reports = []
+    for odd, even in ((False, False), (True, False), (False, True)):
+        for index, changed in ((1, odd), (0, even)):
+            if changed:
+                picture = recording / "test" / "000001" / "rgb" / f"{index:06d}.png"
+                cv2.imwrite(str(picture), np.zeros((120, 160, 3), np.uint8))
+        reports.append(export_recipe(recipe(folder, HEAD, FIND, section), folder / "toy.posekit"))
+    assert ["rejection of find" in report.made for report in reports] == [True, False, True]
+    (told,) = {report.rejections["find"].undecided["4"] for report in reports}
+    assert told.startswith("20 crops of it, 80 of anything else")
+    assert reports[0].rejections["find"].of == "recorded"
 
 
 def yolo(labels: dict[int, str]) -> onnx.ModelProto:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -19,10 +20,12 @@ from posekit.export.rejection import (
     rejection_from_scores,
     rendered_frames,
 )
+from posekit.runtime.backends.ort import OrtSession
 from posekit.runtime.bundle import Bundle
 from posekit.runtime.detection import Detection
 from posekit.runtime.intrinsics import Intrinsics
 from posekit.runtime.sources import Frame
+from posekit.runtime.tensor import Feed
 
 CAMERA = Intrinsics(np.array([[100.0, 0, 79.5], [0, 100, 59.5], [0, 0, 1]]), 160, 120)
 seeds = st.integers(0, 2**32 - 1)
@@ -91,3 +94,19 @@ def test_rendered_frames_show_every_object_and_others() -> None:
     assert np.mean([len(ids) for ids in shown]) > 2.5
     again, _ = next(rendered_frames({3: models[min(models)], 5: models[max(models)]}, [3, 5]))
     np.testing.assert_array_equal(again.image_rgb_u8, frames[0][0].image_rgb_u8)
+
+
+def test_a_crop_is_embedded_once_for_all_objects(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    ran, run = [], OrtSession.run
+
+    def watched(session: OrtSession, feed: Feed) -> dict[str, Any]:
+        ran.append(frozenset(feed))
+        return run(session, feed)
+
+    monkeypatch.setattr(OrtSession, "run", watched)
+    with Bundle(write_toy_bundle(tmp_path / "toy.posekit")) as bundle:
+        calibrated_rejection(bundle, "bank", coloured(3), 0.05, "recorded")
+        objects = len(bundle.manifest.paths["bank"].object_ids)
+    assert objects > 1
+    assert len([names for names in ran if "descriptors" in names]) == 3 * objects
+    assert len([names for names in ran if "descriptors" not in names]) == 3
