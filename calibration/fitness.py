@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import hashlib
 from collections import defaultdict
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -96,15 +96,14 @@ def fitness_of(source: CalibrationSource, directions: Array | None = None, objec
             digest = hashlib.sha256(picture).digest()
             copies += digest in seen
             seen.add(digest)
-            thumbnail = _thumbnail(picture)
-            thumbnails.append(thumbnail)
-            noisy += _is_noise(_as_seen(picture, sample), thumbnail)
+            thumbnails.append(thumbnail_of(picture))
+            noisy += is_noise(picture, sample.box_xyxy_px)
             dim += not is_exposed(picture)
             flat += len(np.unique(picture)) < MIN_LEVELS
     coverage = _coverage(samples, directions)
     return Fitness(
         len(thumbnails),
-        _distinct(thumbnails),
+        sum(first_of_their_kind(thumbnails)),
         copies,
         noisy,
         flat,
@@ -198,29 +197,30 @@ def _digest(fingerprint: Any, feed: Arrays) -> None:
         fingerprint.update(np.ascontiguousarray(array))
 
 
-def _thumbnail(picture: Image) -> Array:
+def thumbnail_of(picture: Image) -> Array:
+    """What is left of a picture when its noise and its details are averaged away, (16, 16, 3) grey levels."""
     import cv2
 
     return np.asarray(cv2.resize(picture, (THUMBNAIL_PX, THUMBNAIL_PX), interpolation=cv2.INTER_AREA), dtype=np.float64)
 
 
-def _as_seen(picture: Image, sample: Sample) -> Image:
+def _as_seen(picture: Image, box_xyxy_px: Array) -> Image:
     """A crop no larger than its box was in the frame: enlarging makes neighbours of noise alike."""
     import cv2
 
-    side = max(THUMBNAIL_PX // 2, round(float((sample.box_xyxy_px[2:] - sample.box_xyxy_px[:2]).max())))
+    side = max(THUMBNAIL_PX // 2, round(float((box_xyxy_px[2:] - box_xyxy_px[:2]).max())))
     if side >= max(picture.shape[:2]):
         return picture
     return np.asarray(cv2.resize(picture, (side, side), interpolation=cv2.INTER_AREA), dtype=np.uint8)
 
 
-def _is_noise(picture: Image, thumbnail: Array) -> bool:
-    """Whether neighbours have little to do with each other, or averaging leaves little."""
-    grey = picture.mean(axis=2)
+def is_noise(picture: Image, box_xyxy_px: Array) -> bool:
+    """Whether neighbours have little to do with each other, or averaging leaves little, in the crop (H, W, 3) of a box."""
+    grey = _as_seen(picture, box_xyxy_px).mean(axis=2)
     variance = float(grey.var())
     if variance == 0.0:
         return False  # flat, which is counted apart
-    coarse = float(thumbnail.mean(axis=2).var()) / variance
+    coarse = float(thumbnail_of(picture).mean(axis=2).var()) / variance
     return coarse < MIN_COARSE_VARIANCE or _neighbour_correlation(grey) < MIN_NEIGHBOUR_CORRELATION
 
 
@@ -242,16 +242,16 @@ def is_exposed(picture: Image) -> bool:
     return bool(bright >= MIN_BRIGHT and dark <= MAX_DARK and bright - dark >= MIN_CONTRAST)
 
 
-def _distinct(thumbnails: list[Array]) -> int:
-    """How many are left when each that is near an earlier one that was kept is dropped."""
+def first_of_their_kind(thumbnails: Sequence[Array]) -> list[bool]:
+    """Which of the thumbnails are left when each that is near an earlier one that was kept is dropped."""
     rows = np.array(thumbnails, dtype=np.float32).reshape(-1, THUMBNAIL_PX * THUMBNAIL_PX * 3)
-    kept = np.empty_like(rows)
-    count = 0
+    kept, count, flags = np.empty_like(rows), 0, []
     for row in rows:
-        if not count or np.mean((kept[:count] - row) ** 2, axis=1).min() > SAME_VIEW_RMS**2:
+        flags.append(not count or bool(np.mean((kept[:count] - row) ** 2, axis=1).min() > SAME_VIEW_RMS**2))
+        if flags[-1]:
             kept[count] = row
             count += 1
-    return count
+    return flags
 
 
 def _coverage(samples: Iterable[Sample], directions: Array | None) -> dict[str, ObjectCoverage]:

@@ -38,7 +38,9 @@ LEAST_GAIN = 5  # boxes more, of which none is lost, that are more than chance
 
 
 def check_outputs_of(what: str, entry: DetectorEntry, graph: bytes, image_rgb_u8: Image) -> None:
-    """ExportError for a detector whose outputs on a picture are none of its family's, with the families that they fit."""
+    """ExportError for a detector whose outputs on a picture are none of its family's, with the families that they fit.
+    DetectorWarning where they show nothing.
+    """
     session = OrtSession(graph)
     try:
         placement = FAMILIES[entry.family].placement
@@ -57,15 +59,28 @@ def check_outputs_of(what: str, entry: DetectorEntry, graph: bytes, image_rgb_u8
             if likely
             else "Export it as its family's tools do.",
         )
+    if not (_rows(entry.family, outputs, entry).scores > 0).any():
+        sentence = (
+            f"{what}: got no box with a score above 0 on a picture, expected some, however small: nothing says that it is a "
+            f"{entry.family} detector. Give [calibration] frames that show its objects, and check its weights."
+        )
+        warnings.warn(DetectorWarning(sentence), stacklevel=2)
 
 
 def signs(family: str, outputs: Outputs, entry: DetectorEntry) -> list[str]:
     """What in outputs, read as a family's, shows that they are none: rows of any score."""
     try:
-        rows = FAMILIES[family].decode(outputs, entry.input_wh_px, -np.inf)
+        rows = _rows(family, outputs, entry)
     except BackendError as error:
         return [f"{error.what}: {error.got}"]
     return [*_score_signs(rows, len(entry.class_object_ids)), *_box_signs(rows, entry.input_wh_px)]
+
+
+def _rows(family: str, outputs: Outputs, entry: DetectorEntry) -> Candidates:
+    """All but those that only fill the output up: boxes of no size and no score."""
+    rows = FAMILIES[family].decode(outputs, entry.input_wh_px, -np.inf)
+    fills = (rows.scores == 0) & (rows.boxes[:, :2] == rows.boxes[:, 2:]).all(axis=1)
+    return rows.take(~fills)
 
 
 def likely_families(outputs: Outputs, entry: DetectorEntry) -> tuple[str, ...]:
@@ -89,8 +104,8 @@ def _score_signs(rows: Candidates, class_count: int) -> list[str]:
 
 
 def _box_signs(rows: Candidates, input_wh_px: tuple[int, int]) -> list[str]:
-    """At most one: the first explains the others."""
-    if len(rows.boxes) < FEW_ROWS:
+    """At most one: the first explains the others. Of a few rows alone, only that they are of 0 to 1."""
+    if not len(rows.boxes):
         return []
     boxes, sides = rows.boxes.astype(np.float64), np.array(input_wh_px)
     centres, sizes = (boxes[:, :2] + boxes[:, 2:]) / 2, boxes[:, 2:] - boxes[:, :2]
@@ -106,7 +121,8 @@ def _box_signs(rows: Candidates, input_wh_px: tuple[int, int]) -> list[str]:
             "boxes whose size is beyond their centre: two corners",
         ),
     )
-    return [sentence for holds, sentence in table if holds][:1]
+    told = table if len(rows.boxes) >= FEW_ROWS else table[:1]
+    return [sentence for holds, sentence in told if holds][:1]
 
 
 def check_finds(

@@ -53,6 +53,11 @@ def _has_border(entry: Any, recipe: Any) -> bool:
 RANDOM_WEIGHTS = Only('with checkpoint = "random"', lambda entry, _: entry.checkpoint == RANDOM)
 FROM_FILE = Only("with a checkpoint that is a file", _from_file)
 TORCH_DETECTOR = Only("with system or network, not with onnx", lambda entry, _: entry.onnx is None)
+OF_BANKS = Only(
+    "with a network that has a template bank, an embedder",
+    lambda _, recipe: any("bank" in _path_kinds(entry) for entry in recipe.networks),
+)
+OF_DETECTORS = Only("with a [detector]", lambda _, recipe: recipe.detector is not None)
 CROPS_HEARD = "with precision.variants, which are calibrated and verified on such crops"
 
 KEYS: dict[str, Only] = {
@@ -125,6 +130,18 @@ KEYS: dict[str, Only] = {
     ),
     "ExportRecipe.verification": Only(CROPS_HEARD, _has_variants),
     "ExportRecipe.gates": Only("with precision.variants, which are judged by them", _has_variants),
+    "Gates.cosine_p1": OF_BANKS,
+    "Gates.top1": OF_BANKS,
+    **{
+        f"Gates.{name}": OF_DETECTORS
+        for name in ("box_lost", "box_iou_p5", "box_score_p95", "box_recall_drop", "box_recall_min")
+    },
+    "Gates.output_p95": Only(
+        'with checkpoint = "random", which it judges in place of poses and boxes',
+        lambda _, recipe: any(
+            entry is not None and entry.checkpoint == RANDOM for entry in (*recipe.networks, recipe.detector)
+        ),
+    ),
 }
 
 

@@ -94,7 +94,8 @@ def _check_repeats(rows: Rows, alone: Answers, network: Callable[[Arrays], Answe
             f"output {figure.output!r} of the {rows.source.role} graph's network",
             got=f"other numbers when the same crop is run again (a relative difference of {figure.max_rel:.2g})",
             expected="equal numbers",
-            remedy="Switch dropout and noise off at inference: F.dropout(x, training=self.training).",
+            remedy="Switch dropout and noise off at inference (F.dropout(x, training=self.training)), and keep nothing in buffers from "
+            "one run to the next.",
         )
 
 

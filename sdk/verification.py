@@ -6,9 +6,10 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
 
+from posekit.export.verify.figures import evidence_of
 from posekit.export.verify.gates import MIN_FRAMES, MIN_JUDGED, Gates
 from posekit.export.verify.report import json_from_verification, markdown_from_verification, write_reports
-from posekit.export.verify.samples import Sample, frames_of, samples_from
+from posekit.export.verify.samples import Sample, samples_from
 from posekit.export.verify.verify import Verification, verify_bundle
 from posekit.runtime.boxes import boxes_from
 from posekit.runtime.bundle import Bundle
@@ -55,11 +56,11 @@ def run_verification(request: VerifyRequest, progress: Callable[[str, int, int],
 
 def check_evidence(samples: Sequence[Sample], source: str) -> None:
     """CalibrationError, before anything runs, for a recording that leaves every gate undecided."""
-    frames = len(frames_of(samples))
-    if len(samples) < MIN_JUDGED or frames < MIN_FRAMES:
+    shown = evidence_of(samples)
+    if shown.n < MIN_JUDGED or shown.frames < MIN_FRAMES:
         raise CalibrationError(
             f"verification on {source}",
-            got=f"{len(samples)} boxes of the bundle's objects in {frames} frames",
+            got=f"{shown.n} boxes of the bundle's objects in {shown.frames} frames that differ",
             expected=f"at least {MIN_JUDGED} whose poses stand firm, in {MIN_FRAMES} frames; twice as many are good",
             remedy="Give more frames, or boxes of these objects; `posekit demo --variants` writes such a recording.",
         )

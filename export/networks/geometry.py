@@ -77,7 +77,8 @@ def translation_from_site(
     """Scale-invariant translation to metres, (B, 3) -> (B, 3) (Li et al., CDPN, ICCV 2019; GDR-Net; systems P5).
 
     box: (B, 4) raw detection box x0, y0, x1, y1.  warp: (B, 2, 3) crop_from_image, without rotation.
-    K: (B, 3, 3) of the full image, upper triangular.  grid_px: side of the network's output grid.
+    K: (B, 3, 3) of the full image, upper triangular.  grid_px: side of the network's output grid. Of a crop that is no
+    square, both are of the same side, whichever: their ratio alone counts.
     """
     site = _promoted(site)
     centre, size = _centre_and_size(box)
@@ -97,7 +98,7 @@ def translation_from_centre(centre_px: Tensor, z: Tensor, K: Tensor) -> Tensor:
 
 
 def image_from_crop(pixels: Tensor, warp: Tensor) -> Tensor:
-    """Pixels of the crop, (B, 2) -> of the full image. warp: (B, 2, 3) crop_from_image, without rotation."""
+    """Pixels of the crop, (B, 2) -> of the full image. warp: (B, 2, 3) crop_from_image: one scale, no rotation."""
     flat = _promoted(warp).flatten(1)
     return (_promoted(pixels) - torch.cat([flat[:, 2:3], flat[:, 5:6]], dim=1)) / flat[:, :1]
 

@@ -9,6 +9,7 @@ import numpy as np
 import numpy.typing as npt
 
 from posekit.benchmarks.accuracy import DETECTED_IOU, box_iou
+from posekit.calibration.fitness import first_of_their_kind
 from posekit.export.verify.figures import Evidence, Spread, relative_rms, score_p95, spread_of
 from posekit.export.verify.observe import Boxes, BoxObservation
 from posekit.export.verify.samples import FrameSample
@@ -62,15 +63,16 @@ def box_figures(
     total, n_settled = sum(map(len, reference.boxes)), sum(map(sum, counted))
     unpaired = sum(len(b) - len(found) for b, found in zip(variant.boxes, partners, strict=True))
     overlaps = [box_iou(a.box_xyxy_px, b.box_xyxy_px) for a, b in pairs]
+    is_new = first_of_their_kind([frame.thumbnail for frame in frames])
     recalls = [_recalled(observed.boxes, frames) for observed in (reference, variant)]
     return BoxFigures(
         n=len(frames),
         evidence={
-            "images": _evidence([1] * len(frames)),
-            "found": _evidence(list(map(len, reference.boxes))),
-            "settled": _evidence(list(map(sum, counted))),
-            "partners": _evidence(list(map(len, paired))),
-            "true": _evidence([len(frame.true_boxes) for frame in frames]),
+            "images": _evidence(is_new, [1] * len(frames)),
+            "found": _evidence(is_new, list(map(len, reference.boxes))),
+            "settled": _evidence(is_new, list(map(sum, counted))),
+            "partners": _evidence(is_new, list(map(len, paired))),
+            "true": _evidence(is_new, [len(frame.true_boxes) for frame in frames]),
         },
         boxes=total,
         settled=n_settled / total if total else 1.0,
@@ -96,8 +98,9 @@ def settled_boxes(reference: BoxObservation, shaken: Sequence[BoxObservation]) -
     ]
 
 
-def _evidence(per_frame: Sequence[int]) -> Evidence:
-    return Evidence(sum(per_frame), sum(count > 0 for count in per_frame))
+def _evidence(is_new: Sequence[bool], per_frame: Sequence[int]) -> Evidence:
+    """Of so many things per frame. is_new: frames that are no near copies of earlier ones, which alone are counted."""
+    return Evidence(sum(per_frame), sum(new and count > 0 for new, count in zip(is_new, per_frame, strict=True)))
 
 
 def _partners(a: Boxes, b: Boxes) -> dict[int, int]:

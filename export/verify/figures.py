@@ -11,6 +11,7 @@ import numpy as np
 
 from posekit.benchmarks.accuracy import ADD_SHARE_OF_DIAMETER
 from posekit.benchmarks.pose_error import ScoredObject, add_m, adds_m, rotation_translation_errors
+from posekit.calibration.fitness import first_of_their_kind
 from posekit.export.verify.observe import Observation
 from posekit.export.verify.samples import Sample
 from posekit.runtime.pose import Pose
@@ -31,7 +32,9 @@ class Spread:
 
 @dataclass(frozen=True)
 class Evidence:
-    """What a figure is of: n of something, from so many frames."""
+    """What a figure is of: n of something, from so many frames that differ: near copies of one, as a still camera records
+    them, count once.
+    """
 
     n: int
     frames: int
@@ -56,7 +59,7 @@ class Figures:
 
     evidence: what there was to judge on, by name: crops; found (by the reference), settled (and found by both), true (poses).
     settled: share of samples whose pose the picture determines (`settled_samples`); the spreads of pose are over these.
-    exposed: share of samples that are neither black nor burnt out (`posekit.calibration.fitness.is_exposed`).
+    exposed: share of samples that are neither black, burnt out (`posekit.calibration.fitness.is_exposed`) nor noise.
     lost, gained: share of samples where only the reference, or only the variant, found a pose.
     rotation_deg, translation_mm, translation_of_diameter: between the two poses where both were found, to the nearest
     symmetric copy.   score_p95: of the difference of their scores, over the reference's median score.
@@ -144,9 +147,18 @@ def figures_of(
 
 
 def evidence_of(samples: Sequence[Sample], counted: Sequence[bool] | None = None) -> Evidence:
-    """How many of the samples count (all if None), and how many frames these were cut from."""
-    mine = [sample for sample, counts in zip(samples, counted or [True] * len(samples), strict=True) if counts]
-    return Evidence(len(mine), len({id(sample.image_rgb_u8) for sample in mine}))
+    """How many of the samples count (all if None), and in how many frames an object's box shows something else than before."""
+    of_object: dict[int, list[Sample]] = {}
+    for sample, counts in zip(samples, counted or [True] * len(samples), strict=True):
+        if counts:
+            of_object.setdefault(sample.detection.object_id, []).append(sample)
+    new_frames = {
+        id(sample.image_rgb_u8)
+        for mine in of_object.values()
+        for sample, is_new in zip(mine, first_of_their_kind([one.thumbnail for one in mine]), strict=True)
+        if is_new
+    }
+    return Evidence(sum(map(len, of_object.values())), len(new_frames))
 
 
 def batch_figures(

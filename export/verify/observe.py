@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from posekit.calibration.fitness import is_exposed
+from posekit.calibration.fitness import is_exposed, is_noise
 from posekit.export.fingerprint import fingerprint
 from posekit.export.verify.samples import FrameSample, Sample
 from posekit.runtime.bundle import Bundle
@@ -42,7 +42,7 @@ class Observation:
     """poses: per sample, None where none was found.  outputs: per sample, every output of the path's graphs by name.
     backends: what really ran, a line per graph.  latency_ms: graph -> its fastest run with one crop,
     wall clock: what the machine can do when nothing else wants it.   scores: of the poses.   exposed: per sample, whether
-    its crop is neither black nor burnt out.
+    its crop is neither black, burnt out nor noise.
     """
 
     poses: tuple[Pose | None, ...]
@@ -126,7 +126,8 @@ def observe(
             (result,) = found.poses(batch, no_stage)
             poses.append(result.cam_from_obj if isinstance(result, Hypothesis) else None)
             scores.append(result.score if isinstance(result, Hypothesis) else None)
-            exposed.append(is_exposed(batch.crops[0].pixels))
+            pixels = batch.crops[0].pixels
+            exposed.append(is_exposed(pixels) and not is_noise(pixels, sample.detection.box_xyxy_px))
             outputs.append({name: array[0] for recorder in recorders for name, array in recorder.last.items()})
             advance(done + 1, len(samples))
     return Observation(

@@ -5,8 +5,12 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
+from functools import cached_property
+
+import numpy as np
 
 from posekit.calibration.feeds import Arrays, spread, true_pose_of
+from posekit.calibration.fitness import thumbnail_of
 from posekit.runtime.boxes import Boxes
 from posekit.runtime.crop import CropPreset, has_crop
 from posekit.runtime.crop_batch import CropBatch
@@ -14,7 +18,7 @@ from posekit.runtime.detection import Detection
 from posekit.runtime.image_file import Image
 from posekit.runtime.intrinsics import Intrinsics
 from posekit.runtime.manifest import ObjectEntry
-from posekit.runtime.pose import Pose
+from posekit.runtime.pose import Array, Pose
 from posekit.runtime.sources import Frame, frames_from
 from posekit.runtime.tensor import TensorSpec
 
@@ -29,6 +33,14 @@ class Sample:
     detection: Detection
     true_pose: Pose | None
 
+    @cached_property
+    def thumbnail(self) -> Array:
+        """Of what is in the box."""
+        height, width, _ = self.image_rgb_u8.shape
+        low = np.clip(np.floor(self.detection.box_xyxy_px[:2]), 0, (width - 1, height - 1)).astype(int)
+        high = np.clip(np.ceil(self.detection.box_xyxy_px[2:]), low + 1, (width, height)).astype(int)
+        return thumbnail_of(self.image_rgb_u8[low[1] : high[1], low[0] : high[0]])
+
 
 @dataclass(frozen=True, eq=False)
 class FrameSample:
@@ -37,6 +49,10 @@ class FrameSample:
     name: str
     image_rgb_u8: Image
     true_boxes: tuple[Detection, ...]
+
+    @cached_property
+    def thumbnail(self) -> Array:
+        return thumbnail_of(self.image_rgb_u8)
 
 
 def frames_of(samples: Sequence[Sample]) -> list[FrameSample]:

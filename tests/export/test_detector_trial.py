@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import warnings
 from collections.abc import Sequence
 from itertools import islice
 from pathlib import Path
@@ -233,3 +234,41 @@ def test_yolox_that_decodes_inside_is_told_and_finds_the_same(data_dir: Path, tm
         tried(raw, "yolov5")
     assert tried(inside, "yolox-decoded").all()
     assert tried(raw, "yolox").all()
+
+
+def end2end_rows(rows: int, seen: int, scale: float = 1.0) -> dict[str, np.ndarray]:
+    """Of `rows`, all but the first `seen` fill the output up. scale: of the boxes."""
+    rng, filled = np.random.default_rng(0), np.zeros((rows, 6), np.float32)
+    low = rng.uniform(2, 40, (seen, 2))
+    filled[:seen] = np.column_stack([low * scale, (low + 12) * scale, rng.uniform(0.01, 0.3, seen), np.ones(seen)])
+    return {"predictions": filled[None]}
+
+
+def test_rows_that_fill_an_output_up_say_nothing() -> None:
+    entry = entry_of("yolo-end2end")
+    for seen in (0, 1, 2, 300):
+        assert signs("yolo-end2end", end2end_rows(300, seen), entry) == []
+
+
+@pytest.mark.parametrize("rows", [1, 8, 300])
+def test_boxes_of_0_to_1_are_told_however_few_there_are(rows: int) -> None:
+    (sign,) = signs("yolo-end2end", end2end_rows(300, rows, scale=1 / 96), entry_of("yolo-end2end"))
+    assert "of 0 to 1" in sign
+
+
+@pytest.mark.parametrize(("rows", "warned"), [(0, True), (3, False)])
+def test_a_detector_that_says_nothing_of_a_picture_is_told(rows: int, warned: bool) -> None:
+    """A graph that always gives the same, whatever it sees."""
+    constant = numpy_helper.from_array(end2end_rows(20, rows)["predictions"], "predictions/constant")
+    graph = helper.make_graph(
+        [helper.make_node("Identity", ["predictions/constant"], ["predictions"])],
+        "constant",
+        [helper.make_tensor_value_info("image", onnx.TensorProto.UINT8, [1, 64, 96, 3])],
+        [helper.make_tensor_value_info("predictions", onnx.TensorProto.FLOAT, [1, 20, 6])],
+        [constant],
+    )
+    content = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=9).SerializeToString()
+    with warnings.catch_warnings(record=True) as told:
+        warnings.simplefilter("always")
+        check_outputs_of("detector x", entry_of("yolo-end2end"), content, synthetic_picture())
+    assert ["nothing says" in str(one.message) for one in told] == [True] * warned

@@ -514,7 +514,8 @@ def test_no_key_is_without_a_case() -> None:
         for field in dataclasses.fields(record)
     }
     assert fields == CASES.keys() | NO_CASE
-    assert fields >= KEYS.keys()
+    gates = {f"Gates.{field.name}" for field in dataclasses.fields(Gates)}
+    assert fields | gates >= KEYS.keys()
     assert not CASES.keys() & NO_CASE
 
 
@@ -598,6 +599,19 @@ REFUSED: dict[str, list[tuple[str, str, str]]] = {
     "ExportRecipe.calibration": [(GUESS, "[[networks]]", '[calibration]\nsource = "recording"\n[[networks]]')],
     "ExportRecipe.verification": [(LOOK, "[[networks]]", '[verification]\nsource = "recording"\n[[networks]]')],
     "ExportRecipe.gates": [(LOOK, "[[networks]]", "[gates]\nlost = 0.1\n[[networks]]")],
+    **{
+        f"Gates.{name}": [(GUESS + VARIANTS, "[calib", f"[gates]\n{name} = 0.5\n[calib")]
+        for name in (
+            "cosine_p1",
+            "top1",
+            "box_lost",
+            "box_iou_p5",
+            "box_score_p95",
+            "box_recall_drop",
+            "box_recall_min",
+        )
+    },
+    "Gates.output_p95": [(FROM_FILE + VARIANTS, "[calib", "[gates]\noutput_p95 = 0.5\n[calib")],
 }
 
 

@@ -15,8 +15,6 @@ from posekit.export.verify.observe import Boxes, BoxObservation, Outputs
 from posekit.export.verify.samples import FrameSample
 from posekit.runtime.detection import Detection
 
-PICTURE = np.zeros((120, 160, 3), np.uint8)
-
 
 def box(x: float, y: float = 10, side: float = 20, object_id: int = 1, score: float = 0.9) -> Detection:
     return Detection(object_id, score, np.array([x, y, x + side, y + side]))
@@ -28,7 +26,8 @@ def seen(*frames: Sequence[Detection]) -> BoxObservation:
 
 
 def frames(*true: Boxes) -> list[FrameSample]:
-    return [FrameSample(str(k), PICTURE, boxes) for k, boxes in enumerate(true)]
+    """No two pictures are alike."""
+    return [FrameSample(str(k), np.full((120, 160, 3), 5 * k % 256, np.uint8), boxes) for k, boxes in enumerate(true)]
 
 
 @given(x=st.lists(st.floats(0, 100), min_size=1, max_size=5), shift=st.floats(0, 6))

@@ -316,6 +316,34 @@ def test_a_recording_twelve_times_too_dark_decides_nothing(trained: Trained) -> 
 
 
 @pytest.mark.slow
+def test_one_frame_recorded_again_and_again_decides_nothing(trained: Trained) -> None:
+    """It passed: each copy was counted as a frame."""
+    right, rng = trained.samples[1], np.random.default_rng(0)
+    seen_again = [
+        replace(
+            right,
+            image_rgb_u8=np.clip(right.image_rgb_u8 + rng.integers(-1, 2, (480, 640, 3)), 0, 255).astype(np.uint8),
+        )
+        for _ in range(34)
+    ]
+    found = trained.verified(seen_again)
+    assert {verdict.outcome for verdict in found.verdicts} == {"undecided"}
+    assert {gate.frames for gate in only(found, "fp32").gates if gate.unit == "true poses"} == {1}
+
+
+@pytest.mark.slow
+def test_a_recording_of_noise_decides_nothing(trained: Trained) -> None:
+    rng = np.random.default_rng(0)
+    noise = [
+        replace(s, true_pose=None, image_rgb_u8=rng.integers(0, 256, (480, 640, 3), dtype=np.uint8))
+        for s in trained.samples
+    ]
+    found = trained.verified(noise)
+    assert only(found, "fp32").outcome == "undecided"
+    assert found.outcome != "held"
+
+
+@pytest.mark.slow
 def test_a_recording_that_shows_nothing_decides_nothing(trained: Trained) -> None:
     grey = [replace(sample, image_rgb_u8=np.full_like(sample.image_rgb_u8, 128)) for sample in trained.samples]
     assert trained.verified(grey).outcome != "held"

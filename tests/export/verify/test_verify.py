@@ -161,7 +161,8 @@ def observation(poses: list[Pose | None]) -> Observation:
 
 def one_object(count: int, true: Pose | None = None) -> list[Sample]:
     detection = Detection(1, 1.0, np.array([0, 0, 9, 9.0]))
-    return [Sample(str(k), np.zeros((10, 10, 3), np.uint8), CAMERA, detection, true) for k in range(count)]
+    pictures = [np.full((10, 10, 3), 5 * k % 256, np.uint8) for k in range(count)]
+    return [Sample(str(k), picture, CAMERA, detection, true) for k, picture in enumerate(pictures)]
 
 
 @given(angle_deg=st.floats(0, 170), shift_mm=st.floats(0, 500))
