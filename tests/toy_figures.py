@@ -16,7 +16,7 @@ def pose_figures(**changes: Any) -> Figures:
     """Of a path without truth and descriptors."""
     evidence = {"crops": ENOUGH, "found": ENOUGH, "settled": ENOUGH, "true": Evidence(0, 0)}
     plain = Figures(
-        40, evidence, 1.0, 1.0, 0.0, 0.0, NONE, NONE, NONE, 0.0, 0, None, None, None, None, None, None, None, {}
+        40, evidence, 1.0, 1.0, 0.0, 0.0, NONE, NONE, NONE, 0.0, 0.9, 0, None, None, None, None, None, None, None, {}
     )
     return replace(plain, **changes)
 

@@ -20,6 +20,7 @@ MM_PER_M = 1000.0
 DESCRIPTORS, RANKING = "descriptors", "index"
 TOP_K = 5
 SETTLED_DEG, SETTLED_OF_DIAMETER = 5.0, 0.1
+SCORE_ROUNDING = 1e-3  # of float16 above 1
 
 
 @dataclass(frozen=True)
@@ -63,6 +64,7 @@ class Figures:
     lost, gained: share of samples where only the reference, or only the variant, found a pose.
     rotation_deg, translation_mm, translation_of_diameter: between the two poses where both were found, to the nearest
     symmetric copy.   score_p95: of the difference of their scores, over the reference's median score.
+    score_p50: median score of the variant's settled poses; 0 where one is not within 0..1, which is no score.
     add_recall: ADD(-S) recall at 0.1 diameters, over samples whose truth is known (n_true).   add_recall_drop: the
     reference's minus the variant's.   true_rotation_p50_deg: median angle to the true pose, to the nearest symmetric copy; half a
     turn where none was found.   cosine_p1, cosine_p50: of embedder descriptors.   top1, top5: share of samples with the
@@ -81,6 +83,7 @@ class Figures:
     translation_mm: Spread | None
     translation_of_diameter: Spread | None
     score_p95: float | None
+    score_p50: float | None
     n_true: int
     add_recall: float | None
     add_recall_drop: float | None
@@ -105,6 +108,7 @@ def figures_of(
     found = _differences(reference.poses, variant.poses, samples, objects)
     counted = [e is not None and counts for e, counts in zip(found, settled or [True] * len(found), strict=True)]
     errors = [e for e, counts in zip(found, counted, strict=True) if e is not None and counts]
+    scores = [pair for pair, counts in zip(_scores(reference, variant), counted, strict=False) if counts]
     recalls = [_recalled(samples, observed.poses, objects) for observed in (reference, variant)]
     n_true = len(recalls[0])
     cosines = [_cosine(a, b) for a, b in _outputs_of(DESCRIPTORS, reference, variant)]
@@ -125,9 +129,8 @@ def figures_of(
         rotation_deg=spread_of([math.degrees(rotation) for rotation, _, _ in errors]),
         translation_mm=spread_of([t_m * MM_PER_M for _, t_m, _ in errors]),
         translation_of_diameter=spread_of([t_m / diameter_m for _, t_m, diameter_m in errors]),
-        score_p95=score_p95(
-            [scores for scores, counts in zip(_scores(reference, variant), counted, strict=False) if counts]
-        ),
+        score_p95=score_p95(scores),
+        score_p50=_score_p50([own for _, own in scores]),
         n_true=n_true,
         add_recall=float(np.mean(recalls[1])) if n_true else None,
         add_recall_drop=float(np.mean(recalls[0]) - np.mean(recalls[1])) if n_true else None,
@@ -186,6 +189,12 @@ def score_p95(pairs: Sequence[tuple[float, float]]) -> float | None:
         return None
     usual = float(np.median([a for a, _ in pairs]))
     return spread.p95 / usual if usual > 0 else (math.inf if spread.p95 > 0 else 0.0)
+
+
+def _score_p50(scores: Sequence[float]) -> float | None:
+    if not scores:
+        return None
+    return float(np.median(scores)) if min(scores) >= 0 and max(scores) <= 1 + SCORE_ROUNDING else 0.0
 
 
 def _scores(reference: Observation, variant: Observation) -> list[tuple[float, float]]:

@@ -34,7 +34,7 @@ class Gates:
     The p95 gates are of the difference between the two poses. output_p95 is for networks with random weights, whose poses
     mean nothing: the relative RMS difference of their float outputs. box_*: of a detector.  batch_*: of poses in batches
     against crop by crop.   true_rotation_p50_deg: against the truth, of fp32 itself as well: any rotations are 120 degrees
-    apart, as those are whose R is transposed, while shares of symmetric objects are right by chance.   *_min: of fp32 itself as well: recall of true poses or boxes, and the shares of crops (or boxes)
+    apart, as those are whose R is transposed, while shares of symmetric objects are right by chance.   *_min: of fp32 itself as well: recall of true poses or boxes, the median score, and the shares of crops (or boxes)
     that noise leaves in place, and of crops (or frames) that are neither black, burnt out nor (crops) noise.   lint_errors: of the file, on any
     target.   half_output: what true float16 arithmetic does to the outputs of a file, relative RMS, on a few pictures.
     """
@@ -42,6 +42,7 @@ class Gates:
     rotation_p95_deg: float | None = 2.0
     translation_p95_of_diameter: float | None = 0.05
     score_p95: float | None = 0.1
+    score_p50_min: float | None = 0.02
     add_recall_drop: float | None = 0.02
     add_recall_min: float | None = 0.1
     true_rotation_p50_deg: float | None = 45.0
@@ -127,6 +128,7 @@ _POSE_ROWS: dict[str, _Row] = {
     "rotation_p95_deg": _Row(lambda f: _p95(f.rotation_deg), _SETTLED, _SETTLED_POSES),
     "translation_p95_of_diameter": _Row(lambda f: _p95(f.translation_of_diameter), _SETTLED, _SETTLED_POSES),
     "score_p95": _Row(lambda f: f.score_p95, _SETTLED, _SETTLED_POSES),
+    "score_p50_min": _Row(lambda f: f.score_p50, _SETTLED, _SETTLED_POSES, at_least=True, optional=True, absolute=True),
     "add_recall_drop": _Row(lambda f: f.add_recall_drop, _TRUE, "true poses", optional=True),
     "add_recall_min": _Row(lambda f: f.add_recall, _TRUE, "true poses", at_least=True, optional=True, absolute=True),
     "true_rotation_p50_deg": _Row(lambda f: f.true_rotation_p50_deg, _TRUE, "true poses", optional=True, absolute=True),

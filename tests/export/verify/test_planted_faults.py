@@ -307,6 +307,18 @@ def test_r_transposed_in_every_variant_is_missed_by_fp32_itself(trained: Trained
     assert not only(found, "fp16").causes  # the file is as good as fp32's
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("factor", [0.01, 0, 300])
+def test_a_score_that_says_nothing_in_every_variant_is_missed_by_fp32_itself(
+    factor: float, trained: Trained, tmp_path: Path
+) -> None:
+    def scaled(model: ModelProto) -> None:
+        behind(model, "score", "Mul", np.array(factor, np.float32))
+
+    found = trained.verified_with(dict.fromkeys(("fp32", "fp16", "int8"), scaled), tmp_path)
+    assert all("score_p50_min" in missed(verdict) for verdict in found.verdicts)
+
+
 def test_a_recording_twelve_times_too_dark_decides_nothing(trained: Trained) -> None:
     dark = [replace(sample, image_rgb_u8=sample.image_rgb_u8 // 12) for sample in trained.samples]
     found = trained.verified(dark)
