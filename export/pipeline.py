@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from importlib.metadata import version
 from pathlib import Path
+from tempfile import mkdtemp
 
 from posekit.export.bank import BuiltBank, build_bank
 from posekit.export.bank_ceiling import bank_ceiling
@@ -20,7 +21,8 @@ from posekit.export.objects import BundledObject
 from posekit.export.onnx_from_network import ExportedGraph, onnx_from_network
 from posekit.export.pack import Content, check_output, pack_bundle
 from posekit.export.precision.pareto import markdown_from_points, pareto_points, plot_png
-from posekit.export.precision.variants import GraphVariants, make_variants
+from posekit.export.precision.search import next_strain
+from posekit.export.precision.variants import GraphVariants, Variants, make_variants
 from posekit.export.recipe import ExportRecipe, NetworkRecipe
 from posekit.export.recipe_detector import Detector, ThirdParty
 from posekit.export.recipe_networks import DETECTOR, TracedFrom, path_name
@@ -82,6 +84,10 @@ class _Draft:
     exported: dict[str, ExportedGraph] = field(default_factory=dict)
     banks: dict[str, BuiltBank] = field(default_factory=dict)
     rejections: dict[str, RejectionReport] = field(default_factory=dict)
+
+    def graph_of(self, path: str) -> str:
+        """The graph that is judged by a path's poses, or by the detector's boxes."""
+        return DETECTOR if path == DETECTOR else self.paths[path].graph
 
 
 def export_recipe(
@@ -182,30 +188,48 @@ def _add_variants(draft: _Draft, out: Path) -> tuple[tuple[GraphVariants, ...], 
 
     One that the crops cannot decide on is in the bundle, held back: it is never taken of its own accord.
     """
-    inputs, folder, progress = draft.inputs, draft.folder, draft.progress
-    recipe = inputs.recipe
-    plain = pack_bundle(folder / "fp32.posekit", _manifest(draft), draft.members).path
-    with Bundle(plain) as bundle:
-        made = make_variants(bundle, inputs, folder, progress, draft.steps)
-    for report in made.graphs:
-        name, files, entry = report.graph, made.files[report.graph], draft.graphs[report.graph]
-        members = {precision: f"graphs/{name}.{precision}.onnx" for precision in files}
-        draft.members |= {members[precision]: file for precision, file in files.items()}
-        draft.graphs[name] = replace(entry, variants=entry.variants | members, held_back=report.held_back)
-    mixed = pack_bundle(folder / "variants.posekit", _manifest(draft), draft.members).path
-    with Bundle(mixed) as bundle:
-        verification = verify_bundle(bundle, inputs.samples, recipe.gates, progress, steps=draft.steps)
-    reports = _precision_reports(recipe.name, made.graphs, verification)
+    made, verification = _verified_variants(draft)
+    reports = _precision_reports(draft.inputs.recipe.name, made.graphs, verification)
     if verification.outcome == "missed":
         raise _gate_missed(verification, out, reports)
     for (path, precision), why in verification.undecided().items():
-        graph = DETECTOR if path == DETECTOR else draft.paths[path].graph
+        graph = draft.graph_of(path)
         entry = draft.graphs[graph]
         draft.graphs[graph] = replace(entry, held_back=entry.held_back | {precision: why})
     for name, (file, content) in reports.items():
         draft.members[f"reports/{file}"] = content
         draft.reports[name] = f"reports/{file}"
     return made.graphs, verification
+
+
+def _verified_variants(draft: _Draft) -> tuple[Variants, Verification]:
+    """Add the variants to the draft, and what verification says of them.
+
+    An int8 file that misses a gate is made again with more to spare, and left out where that does not help: the crops that
+    judge it have no other part in what it is.
+    """
+    inputs, folder, progress = draft.inputs, draft.folder, draft.progress
+    plain = pack_bundle(folder / "fp32.posekit", _manifest(draft), draft.members).path
+    members, graphs = dict(draft.members), dict(draft.graphs)
+    most_strain: dict[str, float] = {}
+    while True:
+        place = Path(mkdtemp(dir=folder))
+        with Bundle(plain) as bundle:
+            made = make_variants(bundle, inputs, place, progress, draft.steps, most_strain)
+        draft.members, draft.graphs = dict(members), dict(graphs)
+        for report in made.graphs:
+            name, files, entry = report.graph, made.files[report.graph], graphs[report.graph]
+            added = {precision: f"graphs/{name}.{precision}.onnx" for precision in files}
+            draft.members |= {added[precision]: file for precision, file in files.items()}
+            draft.graphs[name] = replace(entry, variants=entry.variants | added, held_back=report.held_back)
+        mixed = pack_bundle(place / "variants.posekit", _manifest(draft), draft.members).path
+        with Bundle(mixed) as bundle:
+            found = verify_bundle(bundle, inputs.samples, inputs.recipe.gates, progress, steps=draft.steps)
+        missed = {(v.path, v.precision) for v in found.verdicts if v.binding and v.outcome == "missed"}
+        after = {(g := draft.graph_of(path)): next_strain(most_strain.get(g)) for path, _ in missed}
+        if not missed or any(precision != "int8" for _, precision in missed) or None in after.values():
+            return made, found
+        most_strain |= {graph: strain for graph, strain in after.items() if strain is not None}
 
 
 def _add_engines(draft: _Draft) -> tuple[CompiledEngine, ...]:

@@ -18,7 +18,7 @@ from posekit.calibration.table import cached_table, table_key
 from posekit.export.fingerprint import code, fingerprint
 from posekit.export.precision.blocks import blocks_of
 from posekit.export.precision.judge import Judge, Measured
-from posekit.export.precision.search import Candidate, Search, kept_nodes, searched
+from posekit.export.precision.search import LARGEST_STRAIN, Candidate, Search, kept_nodes, searched
 from posekit.export.verify.reference import Progress
 from posekit.runtime.atomic import write_whole
 
@@ -54,11 +54,12 @@ def int8_variant(
     judge: Judge,
     others: Sequence[Measured],
     progress: Progress,
+    most_strain: float = LARGEST_STRAIN,
 ) -> Int8Report:
     """Quantise a graph as far as the judge's gates allow and write it to `out`; no file where nothing may be quantised.
 
     fitness: of the source, which is checked.  tables: folder that keeps range tables.  others: the graph's other files,
-    which INT8 has to beat. Raises CalibrationError for unfit data, PrecisionError for a graph that cannot be quantised.
+    which INT8 has to beat.  most_strain: what the gates may be strained on the judge's crops.  Raises CalibrationError for unfit data, PrecisionError for a graph that cannot be quantised.
     """
     check_fitness(fitness)
     model = with_node_names(onnx.load_from_string(content))
@@ -81,7 +82,7 @@ def int8_variant(
         measured = judge.measure(lambda: int8_content(model, table, excluded), made_of)
         done += 1
         progress(f"int8 of {judge.graph}", done, max(most, done))
-        return Candidate(kept, measured)
+        return Candidate(kept, measured, most_strain)
 
     search = searched(list(blocks), measure)
     progress(f"int8 of {judge.graph}", done, done)
@@ -110,7 +111,8 @@ def _verdict(search: Search, blocks: int, others: Sequence[Measured]) -> tuple[b
     """Whether INT8 is the fastest on this machine, and one sentence on what is quantised and whether it pays."""
     if search.chosen is None:
         missed = " and ".join(search.tried[-1].strained)
-        return False, f"INT8 is not worth it here: no mix of blocks holds {missed} with something to spare."
+        spare = "on other crops as well" if search.tried[-1].most_strain < LARGEST_STRAIN else "with something to spare"
+        return False, f"INT8 is not worth it here: no mix of blocks holds {missed} {spare}."
     best = min(others, key=lambda measured: measured.latency_ms)
     chosen = search.chosen.measured
     what = (

@@ -9,21 +9,24 @@ from posekit.export.precision.judge import Measured
 from posekit.export.verify.gates import MIN_FRAMES, MIN_JUDGED, AnyFigures, GateResult, worst_strain
 
 # A search ends at the first mix that holds its gates, and so close to them; on the crops that judge it the mix is a little
-# worse, for it was neither calibrated nor chosen on them.
-LARGEST_STRAIN = 0.8
+# worse, for it was neither calibrated nor chosen on them. Where it then misses a gate, a search that spares more follows;
+# nothing holds the last of these.
+STRAINS = (0.8, 0.5, 0.25, 0.0)
+LARGEST_STRAIN = STRAINS[0]
 
 
 @dataclass(frozen=True)
 class Candidate:
-    """One mixed graph, measured. kept: blocks that stay in high precision."""
+    """One mixed graph, measured. kept: blocks that stay in high precision.   most_strain: of its gates, that passes."""
 
     kept: tuple[str, ...]
     measured: Measured
+    most_strain: float = LARGEST_STRAIN
 
     @property
     def strained(self) -> tuple[str, ...]:
         """Gates that it does not hold with something to spare for other crops."""
-        return tuple(gate.gate for gate in self.measured.gates if not _spares(gate))
+        return tuple(gate.gate for gate in self.measured.gates if not _spares(gate, self.most_strain))
 
     @property
     def passed(self) -> bool:
@@ -50,14 +53,23 @@ class Search:
     chosen: Candidate | None
 
 
-def _spares(gate: GateResult) -> bool:
+def next_strain(most_strain: float | None) -> float | None:
+    """What the gates may be strained in the search after one that allowed so much; None after the last.
+
+    most_strain: None for the first.
+    """
+    after = STRAINS.index(LARGEST_STRAIN if most_strain is None else most_strain) + 1
+    return STRAINS[after] if after < len(STRAINS) else None
+
+
+def _spares(gate: GateResult, most_strain: float) -> bool:
     """A gate of fp32 itself has no floor and nothing to spare; few poses or boxes are no proof, and here better than none;
     where noise gives as much, no block is to blame.
     """
     if gate.floor is None:
         return gate.verdict != "missed"
     enough = gate.n >= MIN_JUDGED and gate.frames >= MIN_FRAMES
-    return (gate.verdict == "undecided" and enough) or gate.strain <= LARGEST_STRAIN
+    return (gate.verdict == "undecided" and enough) or gate.strain <= most_strain
 
 
 Measure = Callable[[Collection[str]], Candidate]  # blocks that are quantised -> the candidate

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from types import MappingProxyType
 
 from posekit.export.crops import CalibrationCrops
 from posekit.export.inputs import ExportInputs
@@ -16,6 +17,7 @@ from posekit.export.precision.half_check import HalfReport
 from posekit.export.precision.int8 import Int8Report, int8_variant
 from posekit.export.precision.judge import Judge, Measured
 from posekit.export.precision.overflow import OverflowReport, within_half
+from posekit.export.precision.search import LARGEST_STRAIN
 from posekit.export.recipe_networks import DETECTOR, TracedFrom
 from posekit.export.steps import Keeping, Step
 from posekit.export.verify.reference import REFERENCE_BACKEND, BoxReference, PoseReference, Progress
@@ -88,16 +90,23 @@ class _Half:
     graph: ExportedGraph
 
 
-def make_variants(bundle: Bundle, inputs: ExportInputs, folder: Path, progress: Progress, steps: Keeping) -> Variants:
+def make_variants(
+    bundle: Bundle,
+    inputs: ExportInputs,
+    folder: Path,
+    progress: Progress,
+    steps: Keeping,
+    most_strain: Mapping[str, float] = MappingProxyType({}),
+) -> Variants:
     """Make what the recipe asks for, for the main graph of every pose path and for the detector.
 
     bundle: the fp32 export of `inputs`.  folder: where files are written. Range tables are kept beside the engines, in
-    posekit's cache.  steps: keeps the rest. A variant that cannot be made costs itself: its report says why.
+    posekit's cache.  steps: keeps the rest.  most_strain: of the graphs whose int8 has to spare more than usual. A variant that cannot be made costs itself: its report says why.
     """
     made: dict[str, dict[Precision, Path]] = {}
     reports = []
     for reference in _references(bundle, inputs, progress, steps):
-        stage = _Stage(reference.graph, reference.name, inputs, bundle, folder, progress, steps)
+        stage = _Stage(reference.graph, reference.name, inputs, bundle, folder, progress, steps, most_strain)
         made[reference.graph], report = stage.run(Judge.of(reference, inputs.recipe.gates))
         reports.append(report)
     return Variants(made, tuple(reports))
@@ -133,6 +142,7 @@ class _Stage:
     folder: Path
     progress: Progress
     steps: Keeping
+    most_strain: Mapping[str, float]
 
     @property
     def crops(self) -> CalibrationCrops:
@@ -197,8 +207,9 @@ class _Stage:
 
     def _int8(self, base: bytes, out: Path, judge: Judge, others: tuple[Measured, ...]) -> Int8Report:
         method, tables = self.inputs.recipe.precision.method, cache_folder(RANGES)
+        most_strain = self.most_strain.get(self.graph, LARGEST_STRAIN)
         return int8_variant(
-            base, out, self.crops.feeds, self.crops.fitness, method, tables, judge, others, self.progress
+            base, out, self.crops.feeds, self.crops.fitness, method, tables, judge, others, self.progress, most_strain
         )
 
 

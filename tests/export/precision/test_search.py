@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from toy_figures import pose_figures
 
 from posekit.export.precision.judge import Measured
-from posekit.export.precision.search import LARGEST_STRAIN, Candidate, kept_nodes, searched
+from posekit.export.precision.search import LARGEST_STRAIN, STRAINS, Candidate, kept_nodes, next_strain, searched
 from posekit.export.verify.figures import Spread
 from posekit.export.verify.gates import GateResult, Gates, Outcome, judged
 
@@ -91,3 +91,12 @@ def test_a_mix_spares_something_of_what_it_costs(
 def test_nodes_outside_the_quantised_blocks_are_kept(quantised: tuple[str, ...]) -> None:
     blocks = {"a": ("a1", "a2"), "b": ("b1",)}
     assert kept_nodes(blocks, quantised) == tuple(n for b, ns in blocks.items() if b not in quantised for n in ns)
+
+
+def test_each_search_spares_more_than_the_one_before_until_nothing_is_left() -> None:
+    strains = [LARGEST_STRAIN]
+    while (after := next_strain(strains[-1])) is not None:
+        strains.append(after)
+    assert next_strain(None) == strains[1]
+    assert strains == sorted(STRAINS, reverse=True)
+    assert strains[-1] == 0

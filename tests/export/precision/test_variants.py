@@ -7,6 +7,7 @@ import os
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import onnx
 import pytest
@@ -15,7 +16,9 @@ from toy_recipe import FRAMES, RECIPE, write_workshop
 
 from posekit.calibration.qdq import quantised_nodes
 from posekit.export.pipeline import ExportReport, export_recipe
+from posekit.export.precision.search import STRAINS
 from posekit.export.recipe import recipe_from_toml
+from posekit.export.verify.verify import Verification, verify_bundle
 from posekit.runtime.backends import BACKENDS, SMALLEST_FIRST, variants_offered
 from posekit.runtime.bundle import Bundle
 from posekit.runtime.errors import CalibrationError, GateError
@@ -137,6 +140,37 @@ def test_a_missed_gate_leaves_no_bundle_but_a_report(
     reports = tmp_path / "missed.posekit.reports"
     assert json.loads((reports / "verification.json").read_text())["passed"] is False
     assert "MISSED" in (reports / "verification.md").read_text()
+
+
+@pytest.mark.parametrize(("misses", "left"), [(1, 0.5), (9, None)])
+def test_an_int8_that_misses_on_other_crops_is_made_again_with_more_to_spare_or_left_out(
+    misses: int, left: float | None, workshop: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    judged = []
+
+    def unlucky(*given: Any, **options: Any) -> Verification:
+        found = verify_bundle(*given, **options)
+        judged.append(found)
+        if len(judged) > misses:
+            return found
+        spoilt = [replace(gate, verdict="missed") for gate in found.verdicts[0].gates]
+        verdicts = [
+            replace(v, gates=tuple(spoilt), binding=True) if v.precision == "int8" else v for v in found.verdicts
+        ]
+        return replace(found, verdicts=tuple(verdicts))
+
+    monkeypatch.setattr("posekit.export.pipeline.verify_bundle", unlucky)
+    made = export(workshop, tmp_path / "unlucky.posekit")
+    (graph,) = made.variants
+    assert graph.int8 is not None
+    if left is None:
+        assert graph.int8.search.chosen is None
+        assert "on other crops as well" in graph.refused["int8"]
+        assert set(made.manifest.graphs["guess.pose"].variants) == {"fp32", "fp16"}
+        assert len(judged) == len(STRAINS)
+    else:
+        assert graph.int8.search.tried[-1].most_strain == left
+        assert len(judged) == misses + 1
 
 
 def test_a_variant_that_cannot_be_made_costs_itself(workshop: Path, tmp_path: Path) -> None:
