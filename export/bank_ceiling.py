@@ -20,7 +20,6 @@ from posekit.runtime.detection import Hypothesis
 from posekit.runtime.intrinsics import Intrinsics
 from posekit.runtime.paths import template_pose
 from posekit.runtime.pose import Array, Pose, allo_from_ego, ego_from_allo
-from posekit.runtime.symmetry import Symmetries
 
 POSES = 200
 SURFACE_POINTS = 1000
@@ -56,12 +55,12 @@ class Ceiling:
     nearest_visible: CeilingFigures
 
 
-def bank_ceiling(bank: TemplateBank, model: ObjectModel, symmetries: Symmetries) -> Ceiling:
+def bank_ceiling(bank: TemplateBank, model: ObjectModel) -> Ceiling:
     """From geometry alone: no picture is rendered and no network runs. Equal input gives equal figures."""
     rng = np.random.default_rng(0)
     points_m = np.concatenate([model.vertices_m, model.surface_points(SURFACE_POINTS, seed=0)[0]]).astype(np.float64)
     some = points_m[-SURFACE_POINTS:]
-    scored = scored_object_from(bank.object_id, "", model.diameter_m, some, symmetries)
+    scored = scored_object_from(bank.object_id, "", model.diameter_m, some, bank.symmetries)
     max_angle_deg = recipe_of_bank(bank).max_angle_deg
     rows: dict[tuple[str, int], list[tuple[bool, float, float]]] = {}
     for _ in range(POSES):

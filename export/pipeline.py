@@ -300,7 +300,8 @@ def _add_bank(draft: _Draft, entry: NetworkRecipe, path: PathEntry, path_name: s
         finally:
             session.close()
         views = bank_from_bytes(file.read_bytes(), file.name)
-        return replace(bank, ceiling=bank_ceiling(views, row.model, symmetries_from_entry(row.entry)))
+        views = replace(views, symmetries=symmetries_from_entry(row.entry))
+        return replace(bank, ceiling=bank_ceiling(views, row.model))
 
     member = f"banks/{file.name}"
     draft.banks[member] = bank = draft.steps.result(BuiltBank, stage, inputs, built, file)

@@ -14,6 +14,7 @@ import numpy.typing as npt
 from posekit.runtime.blend import quaternions_from_rotations
 from posekit.runtime.errors import BankError, BundleError
 from posekit.runtime.pose import ORTHONORMAL_TOLERANCE, Array
+from posekit.runtime.symmetry import Symmetries
 from posekit.runtime.tensor import Shape, TensorSpec, shapes_fit, written
 from posekit.runtime.tensors import Tensors, tensors_from_bytes
 
@@ -36,6 +37,9 @@ BUILD_AGAIN = "Build it again: posekit bank build. A bundle of an older posekit 
 MIN_VIEWS: dict[Search, int] = {"flat": CANDIDATES, "coarse": SHORTLIST}  # that a bank is built with
 
 
+NO_SYMMETRIES = Symmetries()
+
+
 @dataclass(frozen=True, eq=False)
 class TemplateBank:
     """N views of one object, L places per view, C channels.
@@ -47,6 +51,7 @@ class TemplateBank:
     outermost_m: (P, 3) points of the object, which span its box from every side.
     t_m: (N, 3) of that point in the camera: on the optical axis.
     box_xyxy_px: (N, 4) and K: (3, 3) of the template camera.
+    symmetries: of the object, as the bundle states them; no part of the file.
     """
 
     object_id: int
@@ -60,6 +65,17 @@ class TemplateBank:
     outermost_m: npt.NDArray[np.float32]
     box_xyxy_px: npt.NDArray[np.float32]
     K: npt.NDArray[np.float32]
+    symmetries: Symmetries = NO_SYMMETRIES
+
+    @cached_property
+    def flips(self) -> Array:
+        """(D, 4) quaternions of the discrete symmetries, the identity first."""
+        return quaternions_from_rotations(np.stack([np.eye(3), *(m[:3, :3] for m in self.symmetries.discrete)]))
+
+    @cached_property
+    def axes(self) -> Array:
+        """(A, 3) of the continuous symmetries."""
+        return np.array([axis for axis, _ in self.symmetries.continuous]).reshape(-1, 3)
 
     @cached_property
     def quaternions(self) -> Array:
@@ -94,7 +110,7 @@ def bank_from_bytes(view: memoryview | bytes, what: str) -> TemplateBank:
     meta = tensors.metadata
     search: Search = "coarse" if meta["search"] == "coarse" else "flat"
     matched = {name: tensors.arrays[name] for name in MATCHED[search]}
-    poses = {name: tensors.arrays[name] for name in POSES}
+    poses: dict[str, Any] = {name: tensors.arrays[name] for name in POSES}
     return TemplateBank(int(meta["object_id"]), meta["embedder_sha256"], meta, search, matched, **poses)
 
 

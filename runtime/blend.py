@@ -18,6 +18,7 @@ from posekit.runtime.pose import Array
 REACH_DEG = 25.0  # views farther than this from their mean do not count: an opposite view is no neighbour
 REACH = cos(radians(REACH_DEG) / 2) ** 2
 MOST_STEPS, SETTLED = 50, 1e-15
+LEAST_ALONG = 1e-9  # below, every angle about an axis is as near
 
 
 @dataclass(frozen=True, eq=False)
@@ -55,6 +56,34 @@ def blended_view(
             break
     share = near / near.sum()
     return View(_rotation(mean.tolist()), share @ boxes_xyxy_px, share @ t_m)
+
+
+def nearest_copies(quaternions: Array, flips: Array, axes: Array) -> Array:
+    """Of each view (k, 4) of a symmetric object the copy that is nearest to the first view: what a blend is to see.
+
+    Equal pictures have equal scores, so that rounding says which copy comes first. With all copies on one side the pose is
+    the same whichever it is, but for the symmetry.   flips: (D, 4) discrete symmetries, the identity first.  axes: (A, 3) of
+    continuous ones.
+    """
+    if len(flips) == 1 and not len(axes):
+        return quaternions
+    first = quaternions[0]
+    copies = _product(quaternions[:, None], flips)  # (k, D, 4)
+    for axis in axes:
+        quarter = _product(copies, np.array([0.0, *axis]))  # half a turn further; every angle is a mix of the two
+        along, across = copies @ first, quarter @ first
+        length = np.hypot(along, across)[..., None]
+        mixed = along[..., None] * copies + across[..., None] * quarter
+        copies = np.where(length > LEAST_ALONG, mixed / np.maximum(length, LEAST_ALONG), copies)
+    nearest = np.abs(copies @ first).argmax(axis=1)
+    return np.asarray(copies[np.arange(len(copies)), nearest])
+
+
+def _product(p: Array, q: Array) -> Array:
+    """Of quaternions (..., 4) w, x, y, z: first q's rotation, then p's."""
+    a, b = p[..., :1], q[..., :1]
+    v, u = p[..., 1:], q[..., 1:]
+    return np.concatenate([a * b - (v * u).sum(axis=-1, keepdims=True), a * u + b * v + np.cross(v, u)], axis=-1)
 
 
 def quaternions_from_rotations(R: npt.NDArray[np.floating]) -> Array:

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from copy import copy
+from dataclasses import replace
 from math import isfinite
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -23,13 +24,14 @@ from posekit.runtime.bank import (
     check_bank_fits_matcher,
     check_enough_views,
 )
-from posekit.runtime.blend import blended_view
+from posekit.runtime.blend import blended_view, nearest_copies
 from posekit.runtime.bundle import Bundle
 from posekit.runtime.crop_batch import CropBatch, check_feedable
 from posekit.runtime.decode import pose_from_template, pose_within_box
 from posekit.runtime.detection import Hypothesis, Reason
 from posekit.runtime.errors import SpecError
 from posekit.runtime.manifest import PathEntry, PathKind, Role, SolverEntry
+from posekit.runtime.object_model import symmetries_from_entry
 from posekit.runtime.pose import Array, Pose, rotation_near
 from posekit.runtime.profiler import Stage, no_stage
 from posekit.runtime.records import json_from_record
@@ -194,6 +196,7 @@ class BankPath:
         self._embedder = _CropGraph(entry.graph, open_graph, "embedder")
         self._matcher = _Graph(entry.matcher, open_graph, "matcher")
         self.sessions: tuple[Session, ...] = (self._embedder.session, self._matcher.session)
+        symmetries = {o.id: symmetries_from_entry(o) for o in bundle.manifest.objects}
         self._banks: dict[int, TemplateBank] = {}
         self._bound: dict[int, dict[str, npt.NDArray[np.generic]]] = {}
         for object_id, member in entry.banks.items():
@@ -201,7 +204,7 @@ class BankPath:
             check_bank_fits(bank, int(object_id), sha256, json_from_record(entry.crop), f"bank {member}")
             check_bank_fits_matcher(bank, self._matcher.session.inputs, f"bank {member}")
             check_enough_views(bank, self._matcher.session.outputs, f"bank {member}")
-            self._banks[int(object_id)] = bank
+            self._banks[int(object_id)] = replace(bank, symmetries=symmetries[int(object_id)])
             self._bound[int(object_id)] = {name: bound_array(array) for name, array in bank.matched.items()}
 
     def poses(self, batch: CropBatch, stage: Stage) -> list[Found]:
@@ -242,7 +245,8 @@ def template_pose(
         raise SpecError(
             "matcher index", got=index.tolist(), expected=f"0 to {len(bank.R) - 1}", remedy="Export the matcher again."
         )
-    view = blended_view(bank.quaternions[index], bank.box_xyxy_px[index], bank.t_m[index], scores)
+    quaternions = nearest_copies(bank.quaternions[index], bank.flips, bank.axes)
+    view = blended_view(quaternions, bank.box_xyxy_px[index], bank.t_m[index], scores)
     start = pose_from_template(view.R, box_xyxy_px, K, view.box_xyxy_px, bank.K, view.t_m, bank.centre_m)
     return Hypothesis(pose_within_box(start, view.R, box_xyxy_px, K, bank.centre_m, bank.offsets_m), best)
 

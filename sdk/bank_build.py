@@ -212,7 +212,8 @@ def _built(
         built = build_bank(file, embedder, sha256, model, request.object_id, path.crop, views, progress)
     finally:
         embedder.close()
-    return replace(built, ceiling=bank_ceiling(bank_from_bytes(file.read_bytes(), file.name), model, symmetries))
+    bank = replace(bank_from_bytes(file.read_bytes(), file.name), symmetries=symmetries)
+    return replace(built, ceiling=bank_ceiling(bank, model))
 
 
 def _views(bundle: Bundle, path: PathEntry, request: BankRequest) -> BankRecipe:

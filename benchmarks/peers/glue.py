@@ -147,15 +147,18 @@ def solved(solver: SolverEntry) -> Finish:
     return finish
 
 
-def matched(banks: Mapping[int, TemplateBank], match: Match) -> Finish:
-    """What the views most alike agree on, at the distance that the box says."""
+def matched(banks: Mapping[int, TemplateBank], match: Match, least_scores: Mapping[int, float]) -> Finish:
+    """What the views most alike agree on, at the distance that the box says, unless its score is below the object's least."""
 
     def finish(out: Arrays, cut: Cut, K: Array) -> list[tuple[Pose, float] | None]:
         poses: list[tuple[Pose, float] | None] = []
         for descriptors, object_id, box in zip(out["descriptors"], cut.object_ids, cut.feed["box"], strict=True):
             index, scores = match(descriptors, object_id)
             found = template_pose(banks[object_id], index, scores, box, K)
-            poses.append((found.cam_from_obj, found.score) if isinstance(found, Hypothesis) else None)
+            if isinstance(found, Hypothesis) and found.score >= least_scores.get(object_id, 0.0):
+                poses.append((found.cam_from_obj, found.score))
+            else:
+                poses.append(None)
         return poses
 
     return finish

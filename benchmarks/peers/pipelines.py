@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -28,6 +28,7 @@ from posekit.runtime.errors import InputError
 from posekit.runtime.estimator import PoseEstimator
 from posekit.runtime.intrinsics import Intrinsics
 from posekit.runtime.manifest import ObjectEntry, PathEntry, Precision
+from posekit.runtime.object_model import symmetries_from_entry
 from posekit.runtime.sources import Frame, frames_from
 
 Found = list[list[Posed]]  # per frame
@@ -110,7 +111,11 @@ def pipelines(demo: Demo, name: str, threads: int) -> Iterator[Contest[Found]]:
     """One path: PyTorch eager says what is right, since it is the trained network itself."""
     path, scored = demo.path(name), demo.scored
     sources = demo.sources(path)
-    banks = {int(i): bank_from_bytes(demo.bundle.read(member), member) for i, member in path.banks.items()}
+    symmetries = {o.id: symmetries_from_entry(o) for o in demo.bundle.manifest.objects}
+    banks = {
+        int(i): replace(bank_from_bytes(demo.bundle.read(member), member), symmetries=symmetries[int(i)])
+        for i, member in path.banks.items()
+    }
     cv2.setNumThreads(threads)
     with ExitStack() as stack:
         trained = _over(demo, _in_torch(demo, path, banks, {graph: eager(sources[graph]) for graph in _graphs(path)}))
@@ -237,7 +242,7 @@ def _recorded(net: Net, feeds: list[Arrays]) -> Net:
 
 def _finish(path: PathEntry, banks: Mapping[int, TemplateBank], match: Match | None) -> Finish:
     if match is not None:
-        return matched(banks, match)
+        return matched(banks, match, {int(i): rejection.threshold for i, rejection in path.rejection.items()})
     return regressed if path.solver is None else solved(path.solver)
 
 

@@ -14,7 +14,6 @@ from posekit.runtime.bank import TemplateBank
 from posekit.runtime.crop import CropPreset
 from posekit.runtime.pose import Pose, rotation_angle_rad
 from posekit.runtime.records import json_from_record
-from posekit.runtime.symmetry import Symmetries
 
 
 @pytest.fixture(scope="module")
@@ -44,7 +43,7 @@ def usual(model: ObjectModel) -> TemplateBank:
 
 @pytest.fixture(scope="module")
 def ceiling(model: ObjectModel, usual: TemplateBank) -> Ceiling:
-    return bank_ceiling(usual, model, Symmetries())
+    return bank_ceiling(usual, model)
 
 
 def test_between_the_usual_views_the_neighbours_help(ceiling: Ceiling) -> None:
@@ -57,13 +56,13 @@ def test_between_the_usual_views_the_neighbours_help(ceiling: Ceiling) -> None:
 
 def test_hidden_parts_and_wider_spacing_cost(model: ObjectModel, ceiling: Ceiling) -> None:
     assert ceiling.visible.recall_add < ceiling.amodal.recall_add
-    wide = bank_ceiling(bank_of(model, BankRecipe(42, 12, search="flat")), model, Symmetries())
+    wide = bank_ceiling(bank_of(model, BankRecipe(42, 12, search="flat")), model)
     assert wide.nearest_amodal.rotation_p50_deg > 2 * ceiling.nearest_amodal.rotation_p50_deg
     assert wide.nearest_amodal.recall_add < ceiling.nearest_amodal.recall_add
 
 
 def test_equal_input_gives_equal_figures(model: ObjectModel, usual: TemplateBank, ceiling: Ceiling) -> None:
-    assert bank_ceiling(usual, model, Symmetries()) == ceiling
+    assert bank_ceiling(usual, model) == ceiling
 
 
 def test_a_view_is_nearest_to_itself_and_to_its_symmetric_copies(usual: TemplateBank) -> None:

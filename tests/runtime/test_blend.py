@@ -13,8 +13,9 @@ from scipy.spatial.transform import Rotation
 
 from posekit.export.viewsphere import view_rotations
 from posekit.runtime.bank import CANDIDATES
-from posekit.runtime.blend import View, blended_view, quaternions_from_rotations
-from posekit.runtime.pose import Array, rotation_angle_rad
+from posekit.runtime.blend import View, blended_view, nearest_copies, quaternions_from_rotations
+from posekit.runtime.pose import Array, Pose, rotation_angle_rad
+from posekit.runtime.symmetry import Symmetries
 
 seeds = st.integers(0, 2**32 - 1)
 SPREAD_DEG = 25.0  # over which an embedder's score falls
@@ -106,3 +107,42 @@ def test_quaternions_are_those_of_the_rotations(seed: int) -> None:
     R = np.concatenate([turns.as_matrix(), [np.eye(3), np.diag([1.0, -1, -1]), np.diag([-1.0, -1, 1])]])
     back = Rotation.from_quat(np.roll(quaternions_from_rotations(R), -1, axis=1)).as_matrix()
     np.testing.assert_allclose(back, R, atol=1e-12)
+
+
+SYMMETRIES = {
+    "a half turn": Symmetries(discrete=(Pose(np.diag([-1.0, -1, 1]), np.zeros(3)).as_matrix(),)),
+    "a bottle": Symmetries(continuous=((np.array([0, 0, 1.0]), np.zeros(3)),)),
+    "a can": Symmetries(
+        (Pose(np.diag([1.0, -1, -1]), np.zeros(3)).as_matrix(),), ((np.array([0, 0, 1.0]), np.zeros(3)),)
+    ),
+}
+
+
+@pytest.mark.parametrize("symmetries", SYMMETRIES.values(), ids=SYMMETRIES.keys())
+@given(seed=seeds)
+@settings(max_examples=20, deadline=None)
+def test_which_of_equal_views_comes_first_changes_the_blend_by_a_symmetry_alone(
+    symmetries: Symmetries, seed: int
+) -> None:
+    """Two copies of a view are one picture, and rounding says which is best."""
+    rng = np.random.default_rng(seed)
+    true = Rotation.random(random_state=seed)
+    views = true * Rotation.from_rotvec(np.deg2rad(6) * rng.normal(size=(CANDIDATES, 3)))
+    every = symmetries.transforms(n_steps=360)[:, :3, :3]
+    copies = [views.as_matrix() @ every[rng.integers(len(every), size=CANDIDATES)] for _ in range(2)]
+    scores = np.sort(rng.uniform(0.5, 0.9, CANDIDATES))[::-1]
+    flips = quaternions_from_rotations(np.stack([np.eye(3), *(m[:3, :3] for m in symmetries.discrete)]))
+    axes = np.array([axis for axis, _ in symmetries.continuous]).reshape(-1, 3)
+    box, t_m = np.tile([0.0, 0, 9, 9], (CANDIDATES, 1)), np.ones((CANDIDATES, 3))
+    one, other = (
+        blended_view(nearest_copies(quaternions_from_rotations(R), flips, axes), box, t_m, scores).R for R in copies
+    )
+    finest = symmetries.transforms(n_steps=20000)[:, :3, :3]
+    assert np.rad2deg(rotation_angle_rad(one @ finest, other).min()) < 0.02  # half a step of 20000 is 0.009
+    assert np.rad2deg(rotation_angle_rad(one @ finest, true.as_matrix()).min()) < 6
+
+
+def test_a_view_without_symmetries_is_its_own_copy() -> None:
+    _, quaternions = usual_views()
+    itself = nearest_copies(quaternions[:5], np.array([[1.0, 0, 0, 0]]), np.zeros((0, 3)))
+    np.testing.assert_array_equal(itself, quaternions[:5])
