@@ -17,7 +17,10 @@ import argparse
 import shlex
 import sys
 from collections.abc import Callable, Sequence
+from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass, replace
+from itertools import repeat
+from multiprocessing import get_context
 from pathlib import Path
 
 import cv2
@@ -174,16 +177,23 @@ def shaken_by(pose: Pose, problem: Problem, solver: Solver, cell: Cell, seed: in
 
 
 def measure(request: Request, advance: Advance) -> RatesResult:
-    """One cell after the other, written after each. Raises OutputError."""
+    """Cells side by side, for nothing is timed; written after each, in their order. Raises OutputError."""
     commit, load, rows = commit_of(ROOT), load_average(), []
-    for done, (name, cell) in enumerate(request.cells.items(), 1):
-        problems = [made_problem(cell, seed) for seed in range(request.count)]
-        rows.append(Row(name, tuple(tally(n, solver, problems, cell) for n, solver in SOLVERS.items())))
-        run = Run.ended(commit, request.command, load, load_average())
-        result = RatesResult(this_machine(PACKAGES), request.count, run, tuple(rows))
-        write_with_table(request.out, result, markdown(result))
-        advance("cells", done, len(request.cells))
+    with ProcessPoolExecutor(mp_context=get_context("spawn")) as pool:
+        measured = pool.map(row_of, request.cells, request.cells.values(), repeat(request.count))
+        for done, row in enumerate(measured, 1):
+            rows.append(row)
+            run = Run.ended(commit, request.command, load, load_average())
+            result = RatesResult(this_machine(PACKAGES), request.count, run, tuple(rows))
+            write_with_table(request.out, result, markdown(result))
+            advance("cells", done, len(request.cells))
     return result
+
+
+def row_of(name: str, cell: Cell, count: int) -> Row:
+    """All solvers on the problems of one cell."""
+    problems = [made_problem(cell, seed) for seed in range(count)]
+    return Row(name, tuple(tally(solver_name, solver, problems, cell) for solver_name, solver in SOLVERS.items()))
 
 
 def markdown(result: RatesResult) -> str:
