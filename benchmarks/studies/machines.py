@@ -265,7 +265,8 @@ def _to_first(work: Sequence[Workload], found: Mapping[str, Mapping[str, FoundPo
 def markdown(result: Result) -> str:
     """A row per environment, workload and path."""
     machine, run = result.machine, result.run
-    first = next(iter(result.found))
+    compared = {row.environment for row in result.differences}
+    first = next(name for name in result.found if name not in compared)
     columns = ["environment", "frames", "path", f"poses (score > {SURE})", "rotation max (p95), deg"]
     columns += ["translation max (p95), mm", "lost, gained"]
     absent = "".join(f"\nNot at hand: {name}: {why}\n" for name, why in result.absent.items())
