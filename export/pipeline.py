@@ -299,8 +299,7 @@ def _add_bank(draft: _Draft, entry: NetworkRecipe, path: PathEntry, path_name: s
             )
         finally:
             session.close()
-        views = bank_from_bytes(file.read_bytes(), file.name)
-        views = replace(views, symmetries=symmetries_from_entry(row.entry))
+        views = bank_from_bytes(file.read_bytes(), file.name, symmetries_from_entry(row.entry))
         return replace(bank, ceiling=bank_ceiling(views, row.model))
 
     member = f"banks/{file.name}"

@@ -93,8 +93,11 @@ def sketch_channels(channels: int) -> int:
     return min(channels, MOST_SKETCH_CHANNELS)
 
 
-def bank_from_bytes(view: memoryview | bytes, what: str) -> TemplateBank:
-    """Read a bank; the arrays look into `view`. BankError if it is damaged or of another format."""
+def bank_from_bytes(view: memoryview | bytes, what: str, symmetries: Symmetries = NO_SYMMETRIES) -> TemplateBank:
+    """Read a bank; the arrays look into `view`. BankError if it is damaged or of another format.
+
+    symmetries: of its object, which the file does not say: whoever takes poses from the bank passes them.
+    """
     try:
         tensors = tensors_from_bytes(view, what)
     except BundleError as error:
@@ -111,7 +114,8 @@ def bank_from_bytes(view: memoryview | bytes, what: str) -> TemplateBank:
     search: Search = "coarse" if meta["search"] == "coarse" else "flat"
     matched = {name: tensors.arrays[name] for name in MATCHED[search]}
     poses: dict[str, Any] = {name: tensors.arrays[name] for name in POSES}
-    return TemplateBank(int(meta["object_id"]), meta["embedder_sha256"], meta, search, matched, **poses)
+    object_id, sha256 = int(meta["object_id"]), meta["embedder_sha256"]
+    return TemplateBank(object_id, sha256, meta, search, matched, symmetries=symmetries, **poses)
 
 
 def check_bank_fits(bank: TemplateBank, object_id: int, embedder_sha256: str, crop_json: str, what: str) -> None:

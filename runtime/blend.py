@@ -59,28 +59,28 @@ def blended_view(
 
 
 def nearest_copies(quaternions: Array, flips: Array, axes: Array) -> Array:
-    """Of each view (k, 4) of a symmetric object the copy that is nearest to the first view: what a blend is to see.
+    """Replace each view (k, 4) of a symmetric object by that of its symmetric copies which is nearest to the first view.
 
-    Equal pictures have equal scores, so that rounding says which copy comes first. With all copies on one side the pose is
-    the same whichever it is, but for the symmetry.   flips: (D, 4) discrete symmetries, the identity first.  axes: (A, 3) of
-    continuous ones.
+    Copies are one picture with one score, so that rounding says which of them comes first. When all lie on one side, the
+    blend is the same whichever it is, but for a symmetry.
+    flips: (D, 4) discrete symmetries, the identity first.   axes: (A, 3) of continuous ones.
     """
     if len(flips) == 1 and not len(axes):
         return quaternions
     first = quaternions[0]
     copies = _product(quaternions[:, None], flips)  # (k, D, 4)
     for axis in axes:
-        quarter = _product(copies, np.array([0.0, *axis]))  # half a turn further; every angle is a mix of the two
-        along, across = copies @ first, quarter @ first
+        opposite = _product(copies, np.array([0.0, *axis]))  # half a turn further; every angle is a mix of the two
+        along, across = copies @ first, opposite @ first
         length = np.hypot(along, across)[..., None]
-        mixed = along[..., None] * copies + across[..., None] * quarter
+        mixed = along[..., None] * copies + across[..., None] * opposite
         copies = np.where(length > LEAST_ALONG, mixed / np.maximum(length, LEAST_ALONG), copies)
     nearest = np.abs(copies @ first).argmax(axis=1)
     return np.asarray(copies[np.arange(len(copies)), nearest])
 
 
 def _product(p: Array, q: Array) -> Array:
-    """Of quaternions (..., 4) w, x, y, z: first q's rotation, then p's."""
+    """Multiply quaternions (..., 4) w, x, y, z: the rotation of q, then that of p."""
     a, b = p[..., :1], q[..., :1]
     v, u = p[..., 1:], q[..., 1:]
     return np.concatenate([a * b - (v * u).sum(axis=-1, keepdims=True), a * u + b * v + np.cross(v, u)], axis=-1)

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from copy import copy
-from dataclasses import replace
 from math import isfinite
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -200,11 +199,11 @@ class BankPath:
         self._banks: dict[int, TemplateBank] = {}
         self._bound: dict[int, dict[str, npt.NDArray[np.generic]]] = {}
         for object_id, member in entry.banks.items():
-            bank = bank_from_bytes(bundle.read(member), f"bank {member}")
+            bank = bank_from_bytes(bundle.read(member), f"bank {member}", symmetries[int(object_id)])
             check_bank_fits(bank, int(object_id), sha256, json_from_record(entry.crop), f"bank {member}")
             check_bank_fits_matcher(bank, self._matcher.session.inputs, f"bank {member}")
             check_enough_views(bank, self._matcher.session.outputs, f"bank {member}")
-            self._banks[int(object_id)] = replace(bank, symmetries=symmetries[int(object_id)])
+            self._banks[int(object_id)] = bank
             self._bound[int(object_id)] = {name: bound_array(array) for name, array in bank.matched.items()}
 
     def poses(self, batch: CropBatch, stage: Stage) -> list[Found]:

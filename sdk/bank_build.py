@@ -212,8 +212,7 @@ def _built(
         built = build_bank(file, embedder, sha256, model, request.object_id, path.crop, views, progress)
     finally:
         embedder.close()
-    bank = replace(bank_from_bytes(file.read_bytes(), file.name), symmetries=symmetries)
-    return replace(built, ceiling=bank_ceiling(bank, model))
+    return replace(built, ceiling=bank_ceiling(bank_from_bytes(file.read_bytes(), file.name, symmetries), model))
 
 
 def _views(bundle: Bundle, path: PathEntry, request: BankRequest) -> BankRecipe:

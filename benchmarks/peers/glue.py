@@ -148,7 +148,10 @@ def solved(solver: SolverEntry) -> Finish:
 
 
 def matched(banks: Mapping[int, TemplateBank], match: Match, least_scores: Mapping[int, float]) -> Finish:
-    """What the views most alike agree on, at the distance that the box says, unless its score is below the object's least."""
+    """Give the pose that the views most alike agree on, at the distance that the box says.
+
+    None where it scores less than the object's least score.
+    """
 
     def finish(out: Arrays, cut: Cut, K: Array) -> list[tuple[Pose, float] | None]:
         poses: list[tuple[Pose, float] | None] = []

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -112,10 +112,7 @@ def pipelines(demo: Demo, name: str, threads: int) -> Iterator[Contest[Found]]:
     path, scored = demo.path(name), demo.scored
     sources = demo.sources(path)
     symmetries = {o.id: symmetries_from_entry(o) for o in demo.bundle.manifest.objects}
-    banks = {
-        int(i): replace(bank_from_bytes(demo.bundle.read(member), member), symmetries=symmetries[int(i)])
-        for i, member in path.banks.items()
-    }
+    banks = {int(i): bank_from_bytes(demo.bundle.read(m), m, symmetries[int(i)]) for i, m in path.banks.items()}
     cv2.setNumThreads(threads)
     with ExitStack() as stack:
         trained = _over(demo, _in_torch(demo, path, banks, {graph: eager(sources[graph]) for graph in _graphs(path)}))

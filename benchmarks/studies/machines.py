@@ -33,7 +33,7 @@ from posekit.benchmarks.studies.machine_poses import DETECTOR, FoundPose, FoundP
 from posekit.benchmarks.studies.precision_result import Run, read
 from posekit.runtime.atomic import make_folder, write_whole
 from posekit.runtime.bundle import Bundle
-from posekit.runtime.errors import BackendError, GateError, PosekitError
+from posekit.runtime.errors import BackendError, GateError, InputError, PosekitError
 from posekit.runtime.object_model import symmetries_from_entry
 from posekit.runtime.pose import Array, Pose
 from posekit.runtime.records import record_from
@@ -46,7 +46,7 @@ ROTATION_DEG, TRANSLATION_MM = 0.02, 0.02  # limits
 SAME_BOX_IOU = 0.5
 SYMMETRY_STEPS = 720
 YCBV = {2: "cracker-box", 9: "potted-meat", 14: "mug"}  # one in each scene of the real frames
-YCBV_EVERY = 10
+YCBV_EVERY, YCBV_FOLDER = 10, "ycbv"
 YCBV_RECIPE = """
 name = "ycbv"
 default_path = "bank"
@@ -205,9 +205,10 @@ def workloads(request: Request, advance: Advance) -> tuple[Workload, ...]:
     recipes = [demo.recipe]
     if request.data:
         recipe = request.folder / "ycbv.toml"
-        write_whole(recipe, _ycbv_recipe(request.data / "ycbv", demo.recipe.parent).encode())
+        write_whole(recipe, _ycbv_recipe(request.data / YCBV_FOLDER, demo.recipe.parent).encode())
         recipes.append(recipe)
-        made.append(Workload("real frames", request.folder / "ycbv.posekit", request.data / "ycbv", "gt", YCBV_EVERY))
+        frames = request.data / YCBV_FOLDER
+        made.append(Workload("real frames", request.folder / "ycbv.posekit", frames, "gt", YCBV_EVERY))
     for workload, recipe in zip(made, recipes, strict=True):
         if workload.bundle.is_file():
             continue
@@ -327,7 +328,7 @@ def failures(result: Result) -> list[PosekitError]:
 
 
 def requested(arguments: Sequence[str] | None = None) -> Request | Path:
-    """What the command line asks for; a path is a result to print."""
+    """Read what the command line asks for; a path is a result to print. InputError, before any work, for no real frames."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", type=Path, help="folder of real frames, with ycbv/")
     parser.add_argument("--folder", type=Path, help="keep bundles and environments there; default: a temporary one")
@@ -336,6 +337,13 @@ def requested(arguments: Sequence[str] | None = None) -> Request | Path:
     given = parser.parse_args(arguments)
     if given.table:
         return Path(given.table)
+    if given.data and not (given.data / YCBV_FOLDER).is_dir():
+        raise InputError(
+            f"--data {given.data}",
+            got=f"no folder {YCBV_FOLDER} in it",
+            expected="a folder of real frames, in BOP's layout",
+            remedy="Leave it out to measure on rendered scenes alone.",
+        )
     folder = given.folder or Path(tempfile.mkdtemp(prefix="posekit-machines-"))
     out = given.out or ROOT / RESULTS / f"machines-{this_machine().slug}.json"
     command = ["python", "-m", THIS, *(["--data", given.data.name] if given.data else [])]

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
+from posekit.export.render import random_rotation
 from posekit.runtime.pose import Array, Pose, rotation_about_ray
 
 PAIRS, CROP_PX, OBJECT_PX = 200, 96.0, 64.0
@@ -58,7 +59,7 @@ def made_problem(cell: Cell, seed: int, pairs: int = PAIRS) -> Problem:
     local_m = rng.uniform(-1, 1, (pairs, 3)) * HALF_EXTENT_M * [1, 1, THICKNESS[cell.shape]]
     z = DIAMETER_M / cell.far
     middle_m = np.array([*rng.uniform(-0.1, 0.1, 2) * z, z])
-    R = _any_rotation(rng) if cell.tilt_deg is None else rotation_about_ray(middle_m) @ _tilted(rng, cell.tilt_deg)
+    R = random_rotation(rng) if cell.tilt_deg is None else rotation_about_ray(middle_m) @ _tilted(rng, cell.tilt_deg)
     focal = OBJECT_PX * z / DIAMETER_M  # the crop shows the object equally large at every distance
     centre = CROP_PX / 2 - focal * middle_m[:2] / z
     K = np.array([[focal, 0, centre[0]], [0, focal, centre[1]], [0, 0, 1]])
@@ -69,14 +70,6 @@ def made_problem(cell: Cell, seed: int, pairs: int = PAIRS) -> Problem:
     direction = rng.normal(size=3)
     offset_m = cell.offset_m * direction / np.linalg.norm(direction)
     return Problem(local_m + offset_m, pixels, K, Pose(R, middle_m - R @ offset_m), good)
-
-
-def _any_rotation(rng: np.random.Generator) -> Array:
-    """Uniform: of a quaternion in any direction."""
-    q = rng.normal(size=4)
-    w, x, y, z = q / np.linalg.norm(q)
-    angle, axis = 2 * np.arccos(np.clip(w, -1, 1)), np.array([x, y, z])
-    return Pose.from_rotvec(angle * axis / max(float(np.linalg.norm(axis)), 1e-12)).R
 
 
 def _tilted(rng: np.random.Generator, tilt_deg: float) -> Array:

@@ -35,6 +35,7 @@ from posekit.runtime.errors import InputError, PosekitError
 from posekit.runtime.manifest import SolverEntry
 from posekit.runtime.pose import Pose, rotation_angle_rad
 from posekit.runtime.solvers import METHODS, pose_from_correspondences
+from posekit.runtime.symmetry import MM_PER_M
 
 ROOT = Path(__file__).resolve().parents[2]
 COUNT = 1000
@@ -66,8 +67,8 @@ Solver = Callable[[Problem, Cell], Answer]
 class Tally:
     """failed: poses.  sure: failed ones of a certainty above SURE.  told: answers with an alternative.
 
-    mended: failed ones whose alternative is right.   alone: answers without an alternative; shaken: of `shaken_by` over them, 99th percentile and
-    most.
+    mended: failed ones whose alternative is right.   alone: answers without an alternative.
+    shaken_deg, shaken_mm: 99th percentile and most of what `shaken_by` gives over those.
     """
 
     solver: str
@@ -157,12 +158,12 @@ def tally(name: str, solver: Solver, problems: Sequence[Problem], cell: Cell) ->
 
 
 def _tail(values: Sequence[float]) -> tuple[float, float]:
-    """99th percentile and most; nothing of nothing."""
+    """Give the 99th percentile and the largest of values; zeros where there are none, which the table shows as none."""
     return (float(np.percentile(values, 99, method="higher")), max(values)) if values else (0.0, 0.0)
 
 
 def shaken_by(pose: Pose, problem: Problem, solver: Solver, cell: Cell, seed: int) -> tuple[float, float]:
-    """How far a pose moves when each coordinate about the points' middle changes by SHAKE: degrees; of a point, mm.
+    """Solve again with each coordinate about the points' middle changed by SHAKE: degrees of turn, mm of the farthest point.
 
     Infinite where no pose is found any more.
     """
@@ -173,7 +174,7 @@ def shaken_by(pose: Pose, problem: Problem, solver: Solver, cell: Cell, seed: in
     if again is None:
         return np.inf, np.inf
     apart_m = np.linalg.norm(again.apply(problem.points_m) - pose.apply(problem.points_m), axis=1)
-    return float(np.degrees(rotation_angle_rad(again.R, pose.R))), float(1e3 * apart_m.max())
+    return float(np.degrees(rotation_angle_rad(again.R, pose.R))), float(MM_PER_M * apart_m.max())
 
 
 def measure(request: Request, advance: Advance) -> RatesResult:
@@ -213,8 +214,8 @@ def markdown(result: RatesResult) -> str:
     ours = [name for name in solvers if name != KNOWING]
     shaken = markdown_table(("cell", *ours), (_shaken_row(row) for row in result.rows))
     return (
-        f"{heading}{rates}\nPoses without an alternative (how many) when each coordinate changes by {SHAKE:g} of itself: 99th percentile, "
-        f"most of the rotation, and of the way of a point.\n\n{shaken}"
+        f"{heading}{rates}\nPoses without an alternative (how many) when each coordinate changes by {SHAKE:g} of itself: "
+        f"99th percentile and most of the rotation, and of the way of a point.\n\n{shaken}"
     )
 
 

@@ -59,7 +59,8 @@ def int8_variant(
     """Quantise a graph as far as the judge's gates allow and write it to `out`; no file where nothing may be quantised.
 
     fitness: of the source, which is checked.  tables: folder that keeps range tables.  others: the graph's other files,
-    which INT8 has to beat.  most_strain: what the gates may be strained on the judge's crops.  Raises CalibrationError for unfit data, PrecisionError for a graph that cannot be quantised.
+    which INT8 has to beat.  most_strain: what the gates may be strained on the judge's crops.
+    Raises CalibrationError for unfit data, PrecisionError for a graph that cannot be quantised.
     """
     check_fitness(fitness)
     model = with_node_names(onnx.load_from_string(content))

@@ -192,6 +192,7 @@ def score_p95(pairs: Sequence[tuple[float, float]]) -> float | None:
 
 
 def _score_p50(scores: Sequence[float]) -> float | None:
+    """Give the median of scores, or 0 where one is no score at all; None for no scores."""
     if not scores:
         return None
     return float(np.median(scores)) if min(scores) >= 0 and max(scores) <= 1 + SCORE_ROUNDING else 0.0

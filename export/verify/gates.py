@@ -34,9 +34,10 @@ class Gates:
     The p95 gates are of the difference between the two poses. output_p95 is for networks with random weights, whose poses
     mean nothing: the relative RMS difference of their float outputs. box_*: of a detector.  batch_*: of poses in batches
     against crop by crop.   true_rotation_p50_deg: against the truth, of fp32 itself as well: any rotations are 120 degrees
-    apart, as those are whose R is transposed, while shares of symmetric objects are right by chance.   *_min: of fp32 itself as well: recall of true poses or boxes, the median score, and the shares of crops (or boxes)
-    that noise leaves in place, and of crops (or frames) that are neither black, burnt out nor (crops) noise.   lint_errors: of the file, on any
-    target.   half_output: what true float16 arithmetic does to the outputs of a file, relative RMS, on a few pictures.
+    apart, as those are whose R is transposed, while shares of symmetric objects are right by chance.
+    *_min: of fp32 itself as well: recall of true poses or boxes, the median score, and the shares of crops (or boxes) that
+    noise leaves in place, and of crops (or frames) that are neither black, burnt out nor (crops) noise.
+    lint_errors: of the file, on any target.   half_output: what true float16 arithmetic does to the outputs of a file, relative RMS, on a few pictures.
     """
 
     rotation_p95_deg: float | None = 2.0

@@ -158,12 +158,12 @@ def _loadable(model: bytes | memoryview | Path) -> Iterator[str | bytes]:
         yield bytes(model)
         return
     try:
-        yield f"/proc/self/fd/{descriptor}" if _is_written(descriptor, model) else bytes(model)
+        yield f"/proc/self/fd/{descriptor}" if _could_write(descriptor, model) else bytes(model)
     finally:
         os.close(descriptor)
 
 
-def _is_written(descriptor: int, model: bytes | memoryview) -> bool:
+def _could_write(descriptor: int, model: bytes | memoryview) -> bool:
     """Write a file in memory; False where a limit on the size of files forbids it."""
     try:
         with open(descriptor, "wb", closefd=False) as file:

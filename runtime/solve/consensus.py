@@ -25,15 +25,15 @@ def consensus(pairs: Pairs, iterations: int) -> Poses:
     """
     rng = np.random.default_rng(0)  # the same pairs give the same pose
     pairs = pairs.part(rng.permutation(len(pairs))[:MOST_PAIRS])
-    rays = _rays(pairs)
+    rays, sieves = _rays(pairs), [(pairs.part(slice(judges)), kept) for judges, kept in SIEVES]
     best, least = Poses(np.zeros((0, 3, 3)), np.zeros((0, 3))), np.inf
     drawn, triples, enough = 0, TRIPLES, float(iterations)
     while drawn < enough:
         chosen = rng.integers(len(pairs), size=(min(triples, iterations - drawn), 3))
         drawn, triples = drawn + len(chosen), min(2 * triples, MOST_TRIPLES)
         found = p3p(pairs.points[chosen], rays[chosen])
-        for judges, kept in SIEVES:
-            found = found.part(np.argsort(cost(found, pairs.part(slice(judges))))[:kept])
+        for judges, kept in sieves:
+            found = found.part(np.argsort(cost(found, judges))[:kept])
         costs = cost(found, pairs)
         promising = np.flatnonzero(costs < least)
         if not len(promising):

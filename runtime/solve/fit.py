@@ -42,15 +42,16 @@ def cost(poses: Poses, pairs: Pairs) -> Array:
 def fitted(
     poses: Poses, pairs: Pairs, widths: Sequence[float] = (), steps: int = STEPS, at_rest: float = AT_REST
 ) -> Poses:
-    """A damped descent (Levenberg-Marquardt's) from each pose, at most `steps` until all are at rest.
+    """Descend in damped steps (Levenberg-Marquardt) from each pose, at most `steps` until all are at rest.
 
     widths: of the reach in one step each before, falling to 1, so that a rough start finds its valley.
     """
     damping = np.full(len(poses), FIRST_DAMPING)
     now, reach_px = seen(poses, pairs), 0.0
     for width in (*widths, *[1.0] * steps):
-        if reach_px != REACH * pairs.threshold_px * width:
-            reach_px = REACH * pairs.threshold_px * width
+        wanted_px = REACH * pairs.threshold_px * width
+        if reach_px != wanted_px:
+            reach_px = wanted_px
             weights, costs = weights_and_costs(now.squared_px, reach_px)
         moves = _moves(now, weights, pairs.focal_px, damping, reach_px)
         moved = Poses(_rotations(moves[:, :3]) @ poses.R, poses.t + moves[:, 3:])
@@ -86,9 +87,9 @@ def _moves(now: Seen, weights: Array, focal_px: Array, damping: Array, reach_px:
 
 
 def _with_falling_weights(H: Array, J: Array, now: Seen, weights: Array, reach_px: float) -> Array:
-    """Gauss-Newton's H (S, 6, 6), less what the weights lose as the errors grow: three last steps instead of ten.
+    """Take from Gauss-Newton's H (S, 6, 6) what the weights lose as the errors grow: Newton's steps, which end sooner.
 
-    As it is for a pose far from a minimum, where the difference is not positive definite.
+    H stays as it is for a pose far from a minimum, where the difference is not positive definite.
     """
     pulls = np.einsum("sikn,skn->sin", J, now.errors_px)
     loss = (8 / reach_px**2) * np.minimum(now.squared_px / reach_px**2, 1.0) * np.sqrt(weights)

@@ -43,10 +43,10 @@ def p3p(points: Array, rays: Array) -> Poses:
 
 
 def _roots(quartic: Array) -> tuple[Array, npt.NDArray[np.bool_]]:
-    """Roots (4, B) of w^4 + a w^3 + b w^2 + c w + d, whose coefficients are rows (4, B), and which of them to use.
+    """Solve w^4 + a w^3 + b w^2 + c w + d = 0, coefficients in rows (4, B): roots (4, B), and which of them to use.
 
-    Of a pair of complex roots, which noise makes of a double one, the first has the real part, and the second is not used.
-    Ferrari's formula, with the largest root of the resolvent cubic in Cardano's form or, of three, in Viete's; then Newton.
+    Noise makes a pair of complex roots of a double one: their real part stands in the first, the second is not used.
+    Ferrari's formula, the largest root of the resolvent cubic in Cardano's form or, of three, in Viete's; then Newton.
     """
     a, b, c, d = quartic
     shift = a / 4
@@ -92,7 +92,7 @@ def _frames(triangles: Array) -> Array:
 
 
 def _cross(a: Array, b: Array) -> Array:
-    """(M, 3): np.cross in a third of its time."""
+    """Cross products of rows (M, 3): np.cross without what it does for other shapes."""
     return np.asarray(a[:, [1, 2, 0]] * b[:, [2, 0, 1]] - a[:, [2, 0, 1]] * b[:, [1, 2, 0]])
 
 

@@ -83,7 +83,7 @@ def seen(poses: Poses, pairs: Pairs) -> Seen:
 
 
 def squared_px(poses: Poses, pairs: Pairs) -> Array:
-    """(S, N): those of `seen` but for rounding, without the rest."""
+    """Measure what `seen` calls squared_px, (S, N), up to rounding, and nothing else: what choosing among poses needs."""
     focal = np.array([[*pairs.focal_px, 1.0]]).T
     rows = (poses.R * focal).transpose(1, 0, 2).reshape(-1, 3)
     u, v, z = (rows @ pairs.points.T).reshape(3, len(poses), len(pairs)) + (poses.t.T * focal)[:, :, None]

@@ -32,10 +32,11 @@ from posekit.benchmarks.studies.machines import (
     failures,
     markdown,
     poses_of,
+    requested,
     short_markdown,
 )
 from posekit.benchmarks.studies.precision_result import Run, read
-from posekit.runtime.errors import BackendError
+from posekit.runtime.errors import BackendError, InputError
 from posekit.runtime.pose import Pose
 from posekit.runtime.records import plain_from, record_from
 from posekit.runtime.symmetry import Symmetries
@@ -169,3 +170,9 @@ def test_committed_results_are_within_the_limits_and_shown(kept: Path) -> None:
     readme = (ROOT / "README.md").read_text()
     assert f"(benchmarks/results/{kept.stem}.md)" in readme
     assert short_markdown(result) in readme
+
+
+def test_a_folder_without_real_frames_is_refused_before_any_work(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="no folder ycbv in it"):
+        requested(["--data", str(tmp_path), "--folder", str(tmp_path / "kept")])
+    assert not (tmp_path / "kept").exists()
